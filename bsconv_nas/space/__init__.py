@@ -1,0 +1,1 @@
+"""Search spaces as tables: trace a module once, then work on integers."""
