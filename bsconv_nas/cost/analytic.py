@@ -1,0 +1,301 @@
+"""MACs, parameters and activation memory of whole populations, without torch and before anything is built.
+
+Each column is a sum of factors: a factor is a table over the few dimensions that one layer depends on, and its value
+for a population is one gather. Memory is a maximum over the steps of the graph of what is live there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import numpy.typing as npt
+
+from bsconv_nas.decompositions import Plan, parse_option, plan, plan_macs, plan_parameters, primitive_shapes
+from bsconv_nas.errors import SpaceError, suggest
+from bsconv_nas.space.table import Architecture, Node, Population, Table
+
+__all__ = ["COLUMNS", "CostModel", "Costs"]
+
+COLUMNS = ("macs", "params", "memory")
+BYTES = 4  # fp32
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Costs of one network: multiply-adds of conv and linear layers at batch 1, parameters, bytes of live tensors."""
+
+    macs: int
+    params: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """A table over some dimensions, flattened; `strides` are those of its row-major order."""
+
+    dimensions: tuple[int, ...]
+    strides: tuple[int, ...]
+    table: npt.NDArray[np.int64]
+
+    def index(self, columns: Ints) -> Ints | int:
+        """Return the flat index of each network; `columns` is the population transposed, (D, n)."""
+        return sum(
+            (columns[d] * s if s > 1 else columns[d] for d, s in zip(self.dimensions, self.strides, strict=True)),
+            start=np.zeros((), dtype=np.int64),
+        )
+
+
+def _merge(factors: Iterable[tuple[tuple[int, ...], Ints]]) -> list[_Factor]:
+    """Add up the tables over equal dimensions, and those over a subset into one that has them all."""
+    by_dimensions: dict[tuple[int, ...], Ints] = {}
+    for dimensions, table in factors:
+        known = by_dimensions.get(dimensions)
+        by_dimensions[dimensions] = table if known is None else known + table
+    merged: dict[tuple[int, ...], Ints] = {}
+    for dimensions in sorted(by_dimensions, key=len, reverse=True):
+        table = by_dimensions[dimensions]
+        host = next((h for h in merged if set(dimensions) <= set(h)), None)
+        if host is None:
+            merged[dimensions] = table
+        else:
+            merged[host] = merged[host] + _spread(table, dimensions, host)
+    return [_flat(dimensions, table) for dimensions, table in merged.items()]
+
+
+def _spread(table: Ints, dimensions: tuple[int, ...], host: tuple[int, ...]) -> Ints:
+    """Return a view of `table` that broadcasts over the axes of `host`; the last axis holds the columns."""
+    order = [dimensions.index(d) for d in host if d in dimensions]
+    shape = [table.shape[dimensions.index(d)] if d in dimensions else 1 for d in host]
+    return np.transpose(table, (*order, len(dimensions))).reshape(*shape, table.shape[-1])
+
+
+def _flat(dimensions: tuple[int, ...], table: Ints) -> _Factor:
+    sizes = table.shape[:-1]
+    strides = tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
+    return _Factor(dimensions, strides, np.ascontiguousarray(table.reshape(-1, table.shape[-1])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A moment of the graph's execution: what is live beside the running node, and the node's own need.
+
+    `others` is the number of values per channel of each width group that stays live; `own` the node's peak.
+    """
+
+    others: npt.NDArray[np.float64]
+    block: int | None
+    own: _Factor | None
+
+
+class CostModel:
+    """Costs of the networks of a table.
+
+    >>> import numpy as np, torchvision
+    >>> from bsconv_nas.space.trace import trace
+    >>> from bsconv_nas.space.dimensions import make_table
+    >>> from bsconv_nas.space.files import Choices
+    >>> table = make_table(trace(torchvision.models.resnet18(), (3, 224, 224)), Choices(operators=["regular"]))
+    >>> model = CostModel(table)
+    >>> int(model.costs(table.sizes[None] - 1)["params"][0])
+    11689512
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._additive = _merge(self._additive_factors())
+
+    def costs(self, population: Population, columns: Sequence[str] = COLUMNS) -> dict[str, Ints]:
+        """Return the asked columns of each network: macs, params (counts) and memory [bytes], each of shape (n,).
+
+        Args:
+            population: indices, shape (n, D).
+            columns: which of `COLUMNS`.
+        """
+        if unknown := set(columns) - set(COLUMNS):
+            raise SpaceError(f"Unknown cost column {min(unknown)!r}: {suggest(min(unknown), COLUMNS)}.")
+        by_dimension = np.ascontiguousarray(np.asarray(population, dtype=np.int64).T)
+        out: dict[str, Ints] = {}
+        if "macs" in columns or "params" in columns:
+            total = np.zeros((len(population), 2), dtype=np.int64)
+            for factor in self._additive:
+                total += factor.table.take(factor.index(by_dimension), axis=0)
+            out = {"macs": total[:, 0], "params": total[:, 1]}
+        if "memory" in columns:
+            out["memory"] = self._memory(population, by_dimension)
+        return {column: out[column] for column in columns}
+
+    def cost(self, architecture: Architecture) -> Costs:
+        """Return the costs of one network."""
+        costs = self.costs(np.array([architecture.indices]))
+        return Costs(*(int(costs[column][0]) for column in COLUMNS))
+
+    def _dimensions_of(self, node: Node, groups: Sequence[int], place: int | None) -> tuple[int, ...]:
+        """Return the dimensions that a node's cost depends on: operator, widths, depth, without repetition."""
+        depth = None if node.block is None else self.table.depth_dimension.get(node.block)
+        found = [place, *(self.table.width_dimension.get(g) for g in groups), depth]
+        return tuple(dict.fromkeys(d for d in found if d is not None))
+
+    def _tabulate(
+        self, node: Node, index: int, groups: Sequence[int], cost: Callable[[str, Sequence[int]], Sequence[int]]
+    ) -> tuple[tuple[int, ...], Ints]:
+        """Return `cost(operator, channels of groups)` over the dimensions of a node, zero where it is dropped.
+
+        Args:
+            node: the node, for its block.
+            index: its index, for its operator.
+            groups: the width groups whose channels `cost` gets.
+            cost: several values, the table's last axis.
+        """
+        place = self.table.conv_dimension.get(index)
+        dimensions = self._dimensions_of(node, groups, place)
+        shape = [len(self.table.dimensions[d].options) for d in dimensions]
+        cells = []
+        for cell in np.ndindex(*shape):
+            at = dict(zip(dimensions, cell, strict=True))
+            widths = [self._channels(group, at) for group in groups]
+            operator = "regular" if place is None else str(self.table.dimensions[place].options[at[place]])
+            alive = self._alive(node.block, at)
+            cells.append([value if alive else 0 for value in cost(operator, widths)])
+        return dimensions, np.array(cells, dtype=np.int64).reshape(*shape, -1)
+
+    def _channels(self, group: int, at: Mapping[int, int]) -> int:
+        dimension = self.table.width_dimension.get(group)
+        return int(self.table.group_channels[group][0 if dimension is None else at[dimension]])
+
+    def _alive(self, block: int | None, at: Mapping[int, int]) -> bool:
+        dimension = None if block is None else self.table.depth_dimension.get(block)
+        if block is None or dimension is None:
+            return True
+        return int(self.table.dimensions[dimension].options[at[dimension]]) > self.table.graph.blocks[block].position
+
+    def _additive_factors(self) -> Iterable[tuple[tuple[int, ...], Ints]]:
+        """Yield MACs and parameters of every node as tables."""
+        for index, node in enumerate(self.table.graph.nodes):
+            cost = partial(_node_costs, self._size(node), node)
+            yield self._tabulate(node, index, self._groups_of(index, node), cost)
+
+    def _groups_of(self, index: int, node: Node) -> list[int]:
+        reads = node.spec is not None or node.op == "linear"
+        return [*([self.table.input_group(index)] if reads else []), node.group]
+
+    def _size(self, node: Node) -> tuple[int, ...]:
+        """Return the size (H, W) that a node reads, or the values per channel that a linear layer reads."""
+        if not node.inputs:
+            return ()
+        before = self.table.graph.nodes[node.inputs[0]]
+        return (before.features,) if node.op == "linear" else before.shape[1:]
+
+    # Memory: what is live at each step.
+
+    def _memory(self, population: Population, by_dimension: Ints) -> Ints:
+        groups = range(len(self.table.graph.groups))
+        channels = np.stack([self.table.channels(population, g) for g in groups], axis=1)
+        peak = np.zeros(len(population), dtype=np.float64)
+        live = channels.astype(np.float64) @ self._others.T
+        for i, step in enumerate(self._steps):
+            need = live[:, i]
+            if step.own is not None:
+                need = need + step.own.table[:, 0].take(step.own.index(by_dimension))
+            if step.block is not None:
+                need = need * self.table.alive(population, step.block)
+            np.maximum(peak, need, out=peak)
+        return BYTES * peak.astype(np.int64)
+
+    @cached_property
+    def _others(self) -> npt.NDArray[np.float64]:
+        return np.stack([step.others for step in self._steps])
+
+    @cached_property
+    def _steps(self) -> list[_Step]:
+        """Return the steps that can be the peak: of equal ones in a stage the first, none that another contains."""
+        kept: list[_Step] = []
+        for step in self._all_steps():
+            if not any(_contains(other, step, self.table) for other in kept):
+                kept = [other for other in kept if not _contains(step, other, self.table)]
+                kept.append(step)
+        return kept
+
+    def _all_steps(self) -> Iterable[_Step]:
+        nodes = self.table.graph.nodes
+        storage = _storages(nodes)
+        last = {storage[source]: i for i, node in enumerate(nodes) for source in node.inputs}
+        last[storage[len(nodes) - 1]] = len(nodes)
+        trained = {storage[i] for i, node in enumerate(nodes) if node.op == "get_attr"}
+        live: set[int] = set()
+        for i, node in enumerate(nodes):
+            reads = {storage[source] for source in node.inputs} - trained
+            if node.spec is not None and node.alias is None:
+                dying = {s for s in reads if last[s] == i}
+                yield _Step(self._values(live - dying), node.block, self._peak(i, node, bool(dying)))
+            live |= {storage[i]} - trained
+            if node.spec is None:
+                yield _Step(self._values(live), node.block, None)
+            live = {s for s in live if last.get(s, -1) > i}
+
+    def _values(self, storages: set[int]) -> npt.NDArray[np.float64]:
+        out = np.zeros(len(self.table.graph.groups))
+        for storage in storages:
+            node = self.table.graph.nodes[storage]
+            out[node.group] += node.pixels
+        return out
+
+    def _peak(self, index: int, node: Node, dying: bool) -> _Factor:
+        """Return the peak inside a convolution: its input, if it dies here, and its primitives' outputs in turn."""
+        size = self._size(node)
+        groups = [self.table.input_group(index), node.group]
+
+        def peak(operator: str, widths: Sequence[int]) -> list[int]:
+            entering = widths[0] * math.prod(size) if dying else 0
+            shapes = primitive_shapes(_resized_plan(node, operator, widths), (size[0], size[1]))
+            written = [math.prod(shape) for shape in shapes]
+            return [max(a + b for a, b in zip([entering, *written], written, strict=False))]
+
+        return _flat(*self._tabulate(node, index, groups, peak))
+
+
+def _resized_plan(node: Node, operator: str, widths: Sequence[int]) -> Plan:
+    assert node.spec is not None
+    return plan(node.spec.resized(widths[0], widths[-1]), parse_option(operator))
+
+
+def _node_costs(size: tuple[int, ...], node: Node, operator: str, widths: Sequence[int]) -> tuple[int, int]:
+    """Return MACs and parameters of one node; weights of a shared layer count at its first call."""
+    if node.spec is not None:
+        primitives = _resized_plan(node, operator, widths)
+        macs, params = plan_macs(primitives, (size[0], size[1])), plan_parameters(primitives)
+    elif node.op == "linear" and node.macs == 0:
+        macs = widths[0] * size[0] * widths[-1]
+        params = macs + widths[-1] * node.bias
+    else:
+        macs = node.macs + node.macs_per_channel * widths[-1]
+        params = node.params + node.params_per_channel * widths[-1]
+    return macs, 0 if node.shared else params
+
+
+def _storages(nodes: Sequence[Node]) -> list[int]:
+    """Return for each node the node whose memory it writes to: its own, or another's for views and in-place work."""
+    return [i if node.alias is None else node.alias for i, node in enumerate(nodes)]
+
+
+def _contains(outer: _Step, inner: _Step, table: Table) -> bool:
+    """Whether `outer` needs at least what `inner` does in every network."""
+    return (
+        (inner.own is None or inner.own is outer.own)
+        and bool((outer.others >= inner.others).all())
+        and _outlives(table, outer.block, inner.block)
+    )
+
+
+def _outlives(table: Table, outer: int | None, inner: int | None) -> bool:
+    """Whether `outer` is kept in every network that keeps `inner`."""
+    if outer is None or outer == inner or outer not in table.depth_dimension:
+        return True
+    if inner is None:
+        return False
+    a, b = table.graph.blocks[outer], table.graph.blocks[inner]
+    return table.depth_dimension.get(inner) == table.depth_dimension[outer] and a.position <= b.position

@@ -1,0 +1,1 @@
+"""The search: experiment, record, proposals, schedule, trials."""

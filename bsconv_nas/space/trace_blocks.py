@@ -1,0 +1,77 @@
+"""Which residual blocks of a traced network can be dropped, and the stages that they form."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from bsconv_nas.space.table import Block
+from bsconv_nas.space.trace_rules import ACTIVATIONS, ADDITIONS, FUNCTION_ACTIVATIONS, Value, Variables
+
+__all__ = ["droppable_blocks", "module_paths"]
+
+
+def module_paths(n: fx.Node) -> list[str]:
+    """Return the paths of the modules that a node was traced in, outermost first."""
+    return [path.partition("@")[0] for path in n.meta.get("nn_module_stack", {})]
+
+
+def droppable_blocks(module: nn.Module, values: dict[fx.Node, Value], variables: Variables) -> list[Block]:
+    """Return the blocks whose input reaches their final add unchanged, stage by stage.
+
+    Only the outermost such children of each sequential count; a stage is a maximal run of them with one width group.
+    """
+    blocks: list[Block] = []
+    for path, parent in module.named_modules():
+        if isinstance(parent, nn.Sequential) and not any(path.startswith(f"{b.path}.") for b in blocks):
+            runs = _runs(path, parent, values, variables)
+            for run in runs:
+                stage = path if len(runs) == 1 and path else run[0]
+                blocks += [Block(child, stage, position) for position, child in enumerate(run)]
+    return blocks
+
+
+def _runs(path: str, parent: nn.Sequential, values: dict[fx.Node, Value], variables: Variables) -> list[list[str]]:
+    runs: list[list[str]] = []
+    previous = None
+    for name, child in parent.named_children():
+        child_path = f"{path}.{name}" if path else name
+        group = _residual_group(child_path, child, values, variables)
+        if group is not None and group == previous:
+            runs[-1].append(child_path)
+        elif group is not None:
+            runs.append([child_path])
+        previous = group
+    return runs
+
+
+def _residual_group(path: str, child: nn.Module, values: dict[fx.Node, Value], variables: Variables) -> int | None:
+    """Return the width group of a block that can be dropped, or None if it cannot."""
+    if isinstance(child, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in child.modules()):
+        return None
+    members = {n for n in values if path in module_paths(n)}
+    entries = {source for n in members for source in n.all_input_nodes if source not in members}
+    ends = [n for n in members if any(user not in members for user in n.users)]
+    if len(entries) != 1 or len(ends) != 1:
+        return None
+    (entry,), (end,) = entries, ends
+    if entry not in values or any(user not in members for user in entry.users):
+        return None
+    add = _final_add(child, path, end, members)
+    unchanged = add is not None and entry in add.all_input_nodes and values[entry].shape == values[end].shape
+    return variables.root(values[end].variable) if unchanged else None
+
+
+def _final_add(child: nn.Module, path: str, end: fx.Node, members: set[fx.Node]) -> fx.Node | None:
+    """Return the addition that a block ends with, at most an activation behind it."""
+    n = end
+    while n.target not in ADDITIONS:
+        if not _is_activation(child, path, n) or n.all_input_nodes[0] not in members:
+            return None
+        n = n.all_input_nodes[0]
+    return n
+
+
+def _is_activation(child: nn.Module, path: str, n: fx.Node) -> bool:
+    if n.op != "call_module":
+        return n.target in FUNCTION_ACTIVATIONS
+    return isinstance(child.get_submodule(str(n.target).removeprefix(f"{path}.")), (*ACTIVATIONS, nn.Identity))
