@@ -134,6 +134,27 @@ class CostModel:
         costs = self.costs(np.array([architecture.indices]))
         return Costs(*(int(costs[column][0]) for column in COLUMNS))
 
+    def shares(self, column: str, row: Population) -> list[tuple[str, int]]:
+        """Return what each layer of one network contributes to a column, largest first; for memory the largest tensors.
+
+        Args:
+            column: one of `COLUMNS`.
+            row: the network's indices, shape (D,).
+        """
+        at = {i: int(option) for i, option in enumerate(row)}
+        found = []
+        for index, node in enumerate(self.table.graph.nodes):
+            widths = [self._channels(group, at) for group in self._groups_of(index, node)]
+            if column == "memory":
+                value = BYTES * widths[-1] * node.pixels
+            else:
+                place = self.table.conv_dimension.get(index)
+                operator = "regular" if place is None else str(self.table.dimensions[place].options[at[place]])
+                value = _node_costs(self._size(node), node, operator, widths)[column == "params"]
+            if self._alive(node.block, at):
+                found.append((node.path or node.name, value))
+        return sorted(found, key=lambda pair: -pair[1])
+
     def _dimensions_of(self, node: Node, groups: Sequence[int], place: int | None) -> tuple[int, ...]:
         """Return the dimensions that a node's cost depends on: operator, widths, depth, without repetition."""
         depth = None if node.block is None else self.table.depth_dimension.get(node.block)

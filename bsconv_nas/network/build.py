@@ -132,9 +132,10 @@ def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
     if isinstance(host, nn.Conv2d):  # depthwise: what else is grouped is fixed
         return _depthwise(host, c_out)
     if isinstance(host, nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d):
-        norm = type(host)(c_out, host.eps, host.momentum, host.affine, host.track_running_stats)
+        kind: Any = type(host)
+        norm: nn.Module = kind(c_out, host.eps, host.momentum, host.affine, host.track_running_stats)
         if host.affine and not host.weight.is_meta and not host.weight.any():
-            nn.init.zeros_(norm.weight)  # blocks that start as the identity stay so
+            nn.init.zeros_(norm.get_parameter("weight"))  # blocks that start as the identity stay so
         return norm
     if isinstance(host, nn.PReLU):
         return nn.PReLU(c_out if host.num_parameters > 1 else 1)
@@ -142,11 +143,10 @@ def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
 
 
 def _depthwise(host: nn.Conv2d, channels: int) -> nn.Conv2d:
-    padding: Any = host.padding
-    return nn.Conv2d(
-        channels, channels, host.kernel_size, host.stride, padding, host.dilation, channels,  # type: ignore[arg-type]
-        host.bias is not None, host.padding_mode,  # type: ignore[arg-type]
-    )  # fmt: skip
+    kind: Any = nn.Conv2d
+    like = (host.kernel_size, host.stride, host.padding, host.dilation, channels, host.bias is not None)
+    depthwise: nn.Conv2d = kind(channels, channels, *like, host.padding_mode)
+    return depthwise
 
 
 def seeded_build(base: Base | nn.Module, table: Table, architecture: Architecture, seed: int) -> nn.Module:

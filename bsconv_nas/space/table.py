@@ -237,9 +237,16 @@ class Table:
         for kind in ("width", "conv"):
             for index, dimension in enumerate(self.dimensions):
                 if dimension.kind == kind:
-                    for option in reversed(range(len(dimension.options))):
-                        out[self._same(out, index, option), index] = option
+                    out[:, index] = self.canonical_option(out, index)
         return out
+
+    def canonical_option(self, population: Population, index: int) -> npt.NDArray[np.int64]:
+        """Return the first option of dimension `index` that gives the same network as the chosen one, shape (n,)."""
+        first = population[:, index].copy()
+        if self.dimensions[index].kind != "depth":
+            for option in reversed(range(len(self.dimensions[index].options))):
+                first[self._same(population, index, option)] = option
+        return first
 
     def resolve(self, indices: Sequence[int]) -> dict[str, Value]:
         """Return what the network consists of: operator of each place, channels of each group, blocks of each stage.

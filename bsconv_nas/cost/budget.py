@@ -1,0 +1,119 @@
+"""Budgets: upper bounds or bands on cost columns, with units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsconv_nas.errors import BudgetError, suggest
+
+__all__ = ["Budget", "format_quantity", "parse_quantity"]
+
+COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+BYTE_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+UNITS = {"macs": COUNT_UNITS, "params": COUNT_UNITS, "memory": BYTE_UNITS}
+FLOPS = "flops"  # accepted as twice the multiply-adds
+
+
+def parse_quantity(value: object, column: str) -> int:
+    """Return a bound such as 40_000_000, "40M" or "1.5 MiB" as a whole number of the column's unit.
+
+    Raises:
+        BudgetError: no number, a negative one, or a unit that the column does not have.
+
+    >>> parse_quantity("2.5M", "macs"), parse_quantity("1.5 MiB", "memory")
+    (2500000, 1572864)
+    """
+    units = UNITS["macs" if column == FLOPS else column]
+    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+    by_case = {unit.lower(): factor for unit, factor in units.items()}
+    if isinstance(value, bool) or match is None or match[2].lower() not in by_case:
+        shown = ", ".join(unit for unit in units if unit)
+        raise BudgetError(
+            f"Budget {column!r} must be a number of at least 0 with a unit of {shown}, but got {value!r}."
+        )
+    return int(Fraction(match[1].replace("_", "")) * by_case[match[2].lower()])
+
+
+def format_quantity(value: float, column: str) -> str:
+    """Return a cost with its unit: 40,813,184 MACs are "40.8 M", bytes use KiB and MiB.
+
+    >>> format_quantity(40_813_184, "macs"), format_quantity(65_536, "memory")
+    ('40.8 M', '64 KiB')
+    """
+    units = [(unit, factor) for unit, factor in UNITS.get(column, COUNT_UNITS).items() if unit not in ("", "B")]
+    unit, factor = next(((u, f) for u, f in reversed(units) if value >= f), ("B" if column == "memory" else "", 1))
+    return f"{value / factor:.3g} {unit}".strip() if value < 1000 * factor else f"{value / factor:,.0f} {unit}".strip()
+
+
+@dataclass(frozen=True, init=False)
+class Budget:
+    """Bounds that every trained network keeps, by cost column: `(low, high)`, both inclusive.
+
+    >>> str(Budget(macs="40M", memory=["1MiB", "2MiB"]))
+    'macs <= 40 M and 1 MiB <= memory <= 2 MiB'
+    """
+
+    bounds: Mapping[str, tuple[int, int]]
+
+    def __init__(self, **columns: Any) -> None:
+        """Read an upper bound or a band `[low, high]` for each column; `flops` is read as twice the MACs.
+
+        Raises:
+            BudgetError: an unknown column or a malformed bound.
+        """
+        bounds: dict[str, tuple[int, int]] = {}
+        for column, value in columns.items():
+            if column not in (*UNITS, FLOPS):
+                raise BudgetError(f"Unknown budget {column!r}: {suggest(column, (*UNITS, FLOPS))}.")
+            low, high = _band(column, value)
+            name = "macs" if column == FLOPS else column
+            if name in bounds:
+                raise BudgetError("A budget must bound MACs once, but got both 'macs' and 'flops': keep one of them.")
+            bounds[name] = (-(-low // 2), high // 2) if column == FLOPS else (low, high)
+        object.__setattr__(self, "bounds", bounds)
+
+    def feasible(self, costs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+        """Return which networks keep every bound, shape (n,)."""
+        return self.violations(costs) <= 0
+
+    def violations(self, costs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
+        """Return the summed relative excess over the bounds of each network, shape (n,); 0 where all are kept."""
+        total = np.zeros(len(next(iter(costs.values()))) if costs else 0)
+        for column, (low, high) in self.bounds.items():
+            values = costs[column].astype(np.float64)
+            total += np.maximum(values - high, 0) / max(high, 1) + np.maximum(low - values, 0) / max(low, 1)
+        return total
+
+    def to_json(self) -> dict[str, list[int]]:
+        """Return the bounds as plain JSON values."""
+        return {column: list(bounds) for column, bounds in self.bounds.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Sequence[int]]) -> Budget:
+        """Return the budget that `to_json` wrote."""
+        return cls(**data)
+
+    def __str__(self) -> str:
+        parts = []
+        for column, (low, high) in self.bounds.items():
+            upper = f"{column} <= {format_quantity(high, column)}"
+            parts.append(f"{format_quantity(low, column)} <= {upper}" if low else upper)
+        return " and ".join(parts) or "no bound"
+
+
+def _band(column: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, list | tuple):
+        return 0, parse_quantity(value, column)
+    if len(value) != 2:
+        raise BudgetError(f"A band of {column!r} must be [low, high], but got {list(value)!r}.")
+    low, high = (parse_quantity(bound, column) for bound in value)
+    if low > high:
+        raise BudgetError(f"A band of {column!r} must have low <= high, but got [{value[0]!r}, {value[1]!r}].")
+    return low, high

@@ -1,0 +1,1 @@
+"""Networks in torch: layers of a plan, base networks, building, inheritance and analysis."""

@@ -1,0 +1,93 @@
+"""ResNets for small images: 6n+2 layers in three stages (He et al., arXiv 1512.03385, section 4.2).
+
+As in the BSConv reference networks, a batch normalisation of the input takes the place of mean and standard deviation,
+and shortcuts that change shape are 1x1 projections.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bsconv_nas.errors import SpaceError
+
+__all__ = ["BasicBlock", "CifarResNet", "cifar_resnet"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample = _projection(c_in, c_out, stride) if stride != 1 or c_in != c_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(shortcut(x) + residual(x))."""
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        result: Tensor = self.relu(out + identity)
+        return result
+
+
+class CifarResNet(nn.Module):
+    """Stem, three stages of `blocks` basic blocks at widths w, 2w, 4w, global pooling, classifier."""
+
+    def __init__(self, blocks: int, in_channels: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.input_norm = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, in_channels, H, W) in any scale."""
+        x = self.relu(self.bn1(self.conv1(self.input_norm(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+def cifar_resnet(depth: int = 20, *, in_channels: int = 3, num_classes: int = 10, width: int = 16) -> CifarResNet:
+    """Return the ResNet of `depth` = 6n + 2 layers whose stages have `width`, 2 `width` and 4 `width` channels.
+
+    Raises:
+        SpaceError: a depth that is not 6n + 2, or a size below 1.
+
+    >>> sum(p.numel() for p in cifar_resnet(20).parameters())
+    272480
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if blocks < 1 or rest:
+        near = 6 * max(1, round((depth - 2) / 6)) + 2
+        raise SpaceError(f"The depth of a cifar_resnet must be 6n + 2 with n >= 1, but got {depth}: take {near}.")
+    for name, value in {"in_channels": in_channels, "num_classes": num_classes, "width": width}.items():
+        if value < 1:
+            raise SpaceError(f"The {name} of a cifar_resnet must be at least 1, but got {value}.")
+    return CifarResNet(blocks, in_channels, num_classes, width)
+
+
+def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (BasicBlock(c_out, c_out, 1) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(c_in, c_out, stride), *rest)
+
+
+def _initialise(model: nn.Module) -> None:
+    """Draw every convolution from N(0, 2 / fan_in), the variance that its decompositions are given as well."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
