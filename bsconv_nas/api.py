@@ -1,0 +1,203 @@
+"""The public facades: a search space, a run, and the verbs that compose the rooms.
+
+Torch and Ray are imported by the functions that need them, so that reading a table or a run needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsconv_nas.cost.analytic import CostModel, Costs
+from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import SpaceError
+from bsconv_nas.space.dimensions import make_table
+from bsconv_nas.space.files import Base, Choices, load_space_file, validate
+from bsconv_nas.space.sampling import FeasibleSet
+from bsconv_nas.space.table import Architecture, Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Run", "SearchSpace", "load_run", "search"]
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A base network and the table of what may vary in it.
+
+    `base` is a reference that any process can instantiate, or the module itself where there is no importable factory.
+
+    >>> space = SearchSpace.load("search_spaces/cifar_resnet.toml")
+    >>> model = space.build(space.sample(1, budget=Budget(macs="20M"))[0])
+    """
+
+    base: Base | nn.Module
+    table: Table
+
+    @classmethod
+    def load(cls, path: str | Path, input_size: Size | None = None, num_classes: int | None = None) -> SearchSpace:
+        """Return the space of a file in `search_spaces/`.
+
+        Args:
+            path: the TOML file.
+            input_size: (C, H, W) of the images [pixels], instead of the file's.
+            num_classes: number of classes, instead of the file's.
+
+        Raises:
+            SpaceError: a malformed file, a base that cannot be imported or traced, a pattern that matches nothing.
+        """
+        file = load_space_file(path)
+        asked = {"input_size": input_size, "num_classes": num_classes}
+        base = file.base.model_copy(update={key: value for key, value in asked.items() if value is not None})
+        return cls._traced(base, file.choices)
+
+    @classmethod
+    def from_module(
+        cls,
+        factory_or_module: Callable[..., nn.Module] | nn.Module,
+        input_size: Size = (3, 32, 32),
+        num_classes: int | None = None,
+        **choices: Any,
+    ) -> SearchSpace:
+        """Return a space over a network that is at hand.
+
+        Args:
+            factory_or_module: a module, or a function or class without required arguments that returns one. Only what
+                can be imported by name can be searched on other processes; a module can be sampled, costed and built.
+            input_size: (C, H, W) of the images [pixels].
+            num_classes: passed to a factory that takes it.
+            **choices: fields of `bsconv_nas.space.files.Choices`: operators, widths, divisor, depths, scope, ...
+
+        Raises:
+            SpaceError: an unknown choice, or a network that cannot be traced at this size.
+
+        >>> from torchvision.models import resnet18
+        >>> SearchSpace.from_module(resnet18, operators=["regular", "bsconv_u"]).num_classes
+        10
+        """
+        parsed = validate(Choices, choices, "from_module", SpaceError)
+        return cls._traced(_reference(factory_or_module, input_size, num_classes), parsed, input_size)
+
+    @classmethod
+    def _traced(cls, base: Base | nn.Module, choices: Choices, input_size: Size | None = None) -> SearchSpace:
+        import torch
+
+        from bsconv_nas.network.build import instantiate
+        from bsconv_nas.space.trace import trace
+
+        if not isinstance(base, Base):
+            return cls(base, make_table(trace(base, input_size or (3, 32, 32)), choices))
+        with torch.device("meta"):
+            module = instantiate(base)
+        graph = trace(module, base.input_size)
+        if graph.num_classes != base.num_classes:
+            raise SpaceError(
+                f"The base must end in {base.num_classes} classes, but {base.factory!r} ends in {graph.num_classes}: "
+                "let the factory take num_classes, or set it in base.arguments."
+            )
+        return cls(base, make_table(graph, choices))
+
+    @property
+    def input_size(self) -> Size:
+        """Images that the networks take: (C, H, W) [pixels]."""
+        return self.table.graph.input_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.table.graph.num_classes
+
+    @cached_property
+    def model(self) -> CostModel:
+        """The cost model of the table."""
+        return CostModel(self.table)
+
+    def feasible(self, budget: Budget | None = None) -> FeasibleSet:
+        """Return the networks that keep `budget`; all of them without one."""
+        return FeasibleSet(self.model, budget or Budget())
+
+    def sample(self, n: int, budget: Budget | None = None, seed: int = 0) -> list[Architecture]:
+        """Return `n` distinct random networks inside `budget`; fewer if there are no more.
+
+        Raises:
+            BudgetError: no network of the space meets the budget.
+        """
+        feasible = self.feasible(budget)
+        feasible.check()
+        return feasible.sample(n, np.random.default_rng(seed))
+
+    def cost(self, architecture: Architecture) -> Costs:
+        """Return MACs, parameters and memory [bytes] of one network, exact and without building it."""
+        return self.model.cost(architecture)
+
+    def costs(self, architectures: Sequence[Architecture]) -> dict[str, npt.NDArray[np.int64]]:
+        """Return the cost columns of many networks, each of shape (n,)."""
+        rows = np.array([a.indices for a in architectures], dtype=np.int64).reshape(-1, len(self.table.sizes))
+        return self.model.costs(rows)
+
+    def build(self, architecture: Architecture, seed: int | None = None) -> nn.Module:
+        """Return the network as a plain module, freshly initialised: (N, C, H, W) -> (N, classes).
+
+        Args:
+            architecture: one of this space.
+            seed: of the initialisation; torch's global generator without one.
+        """
+        from bsconv_nas.network.build import build, seeded_build
+
+        if seed is None:
+            return build(self.base, self.table, architecture)
+        return seeded_build(self.base, self.table, architecture, seed)
+
+    def describe(self, architecture: Architecture) -> dict[str, str | float | int]:
+        """Return the chosen option of each dimension by name."""
+        return self.table.describe(architecture)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space as plain JSON values.
+
+        Raises:
+            SpaceError: the base is a module without an importable factory.
+        """
+        if not isinstance(self.base, Base):
+            raise SpaceError(
+                "A space that leaves this process needs an importable base, but it was made from a module object: "
+                "pass a function that can be imported as package.module:function."
+            )
+        return {"base": self.base.model_dump(mode="json"), "table": self.table.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """Return the space that `to_json` wrote; nothing is traced."""
+        return cls(validate(Base, data["base"], "space.json", SpaceError), Table.from_json(data["table"]))
+
+
+def _reference(source: Callable[..., nn.Module] | nn.Module, input_size: Size, classes: int | None) -> Base | nn.Module:
+    """Return an importable reference to a factory, or the module that it or `source` is."""
+    from torch import nn
+
+    if isinstance(source, nn.Module):
+        return source
+    if not callable(source):
+        raise SpaceError(f"A base must be a module or a function that returns one, but got {type(source).__name__!r}.")
+    name = f"{source.__module__}:{getattr(source, '__qualname__', '')}"
+    if source.__module__ != "__main__" and "<" not in name and _resolves(name, source):
+        return Base(factory=name, input_size=input_size, num_classes=classes or 10)
+    return source() if classes is None else source(num_classes=classes)
+
+
+def _resolves(name: str, source: object) -> bool:
+    path, _, attributes = name.partition(":")
+    found: Any = importlib.import_module(path)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute, None)
+    return found is source

@@ -1,0 +1,54 @@
+"""What a search space spans, in numbers: what `bsconv-nas space show` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bsconv_nas.cost.analytic import COLUMNS, CostModel
+from bsconv_nas.space.counting import count_networks
+from bsconv_nas.space.sampling import extremes
+from bsconv_nas.space.table import Dimension, Fixed
+
+__all__ = ["Column", "Summary", "summarise"]
+
+SAMPLES = 20_000
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The range of one cost and its histogram over random networks: `counts` between consecutive `edges`."""
+
+    name: str
+    least: int
+    most: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Dimensions, what is fixed and why, the number of distinct networks, and their costs."""
+
+    dimensions: tuple[Dimension, ...]
+    fixed: tuple[Fixed, ...]
+    networks: int
+    columns: tuple[Column, ...]
+
+
+def summarise(model: CostModel, seed: int = 0) -> Summary:
+    """Return the summary of a space; the histograms are of 20,000 networks with uniformly drawn options."""
+    table = model.table
+    sizes = table.sizes
+    population = np.random.default_rng(seed).integers(0, sizes, size=(SAMPLES, len(sizes)))
+    drawn = model.costs(population)
+    least, most = extremes(model)
+    columns = []
+    for i, name in enumerate(COLUMNS):
+        low = int(model.costs(least[i : i + 1])[name][0])
+        high = int(model.costs(most[i : i + 1])[name][0])
+        counts, edges = np.histogram(drawn[name], bins=BINS, range=(low, max(high, low + 1)))
+        columns.append(Column(name, low, high, tuple(edges.tolist()), tuple(counts.tolist())))
+    return Summary(table.dimensions, table.fixed, count_networks(table), tuple(columns))
