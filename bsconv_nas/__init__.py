@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsconv_nas.api import Run, SearchSpace, load_run, search
+    from bsconv_nas.api import SearchSpace
     from bsconv_nas.cost.budget import Budget
     from bsconv_nas.errors import BsconvNasError
+    from bsconv_nas.run import Run, load_run, resume, retrain, search
     from bsconv_nas.search.experiment import Experiment
     from bsconv_nas.space.table import Architecture
 
@@ -24,6 +25,8 @@ __all__ = [
     "SearchSpace",
     "__version__",
     "load_run",
+    "resume",
+    "retrain",
     "search",
 ]
 
@@ -34,10 +37,12 @@ _HOMES = {
     "BsconvNasError": "errors",
     "Budget": "cost.budget",
     "Experiment": "search.experiment",
-    "Run": "api",
+    "Run": "run",
     "SearchSpace": "api",
-    "load_run": "api",
-    "search": "api",
+    "load_run": "run",
+    "resume": "run",
+    "retrain": "run",
+    "search": "run",
 }
 
 

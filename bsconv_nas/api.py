@@ -1,13 +1,14 @@
-"""The public facades: a search space, a run, and the verbs that compose the rooms.
+"""The search space as its user sees it: a base network and the table of what may vary in it.
 
-Torch and Ray are imported by the functions that need them, so that reading a table or a run needs neither.
+Torch is imported by the functions that need it, so that reading a recorded table does not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,16 @@ import numpy.typing as npt
 from bsconv_nas.cost.analytic import CostModel, Costs
 from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import SpaceError
+from bsconv_nas.space.base import Base
 from bsconv_nas.space.dimensions import make_table
-from bsconv_nas.space.files import Base, Choices, load_space_file, validate
+from bsconv_nas.space.files import Choices, load_space_file, validate
 from bsconv_nas.space.sampling import FeasibleSet
 from bsconv_nas.space.table import Architecture, Table
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Run", "SearchSpace", "load_run", "search"]
+__all__ = ["SearchSpace"]
 
 Size = tuple[int, int, int]
 
@@ -58,7 +60,7 @@ class SearchSpace:
         """
         file = load_space_file(path)
         asked = {"input_size": input_size, "num_classes": num_classes}
-        base = file.base.model_copy(update={key: value for key, value in asked.items() if value is not None})
+        base = dataclasses.replace(file.base, **{key: value for key, value in asked.items() if value is not None})
         return cls._traced(base, file.choices)
 
     @classmethod
@@ -173,7 +175,7 @@ class SearchSpace:
                 "A space that leaves this process needs an importable base, but it was made from a module object: "
                 "pass a function that can be imported as package.module:function."
             )
-        return {"base": self.base.model_dump(mode="json"), "table": self.table.to_json()}
+        return {"base": dataclasses.asdict(self.base), "table": self.table.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:

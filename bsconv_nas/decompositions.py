@@ -19,6 +19,7 @@ from bsconv_nas.errors import DecompositionError, suggest
 
 __all__ = [
     "DECOMPOSITIONS",
+    "SECOND_MOMENTS",
     "Activation",
     "Conv",
     "ConvSpec",
@@ -36,7 +37,21 @@ __all__ = [
 ]
 
 MIN_MID_CHANNELS = 4
-INNER = ("none", "bn", "bn_act")
+
+# E[f(z)^2] of z ~ N(0, 1): what an activation leaves of the unit variance that the norm before it made.
+SECOND_MOMENTS = {
+    "elu": 0.64495,
+    "gelu": 0.42522,
+    "hardswish": 0.33157,
+    "leaky_relu": 0.50005,
+    "mish": 0.45234,
+    "relu": 0.5,
+    "relu6": 0.5,
+    "selu": 1.0,
+    "sigmoid": 0.29338,
+    "silu": 0.35578,
+    "tanh": 0.39429,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,10 @@ class ConvSpec:
         for name, value in sizes.items():
             if value < 1:
                 raise DecompositionError(f"The {name} of a convolution must be at least 1, but got {value}.")
+        named = ("same", "valid") if max(self.stride) == 1 else ("valid",)
+        if self.padding not in named if isinstance(self.padding, str) else min(self.padding) < 0:
+            law = "two numbers of at least 0, 'valid', or at stride 1 'same'"
+            raise DecompositionError(f"The padding of a convolution must be {law}, but got {self.padding!r}.")
 
     def resized(self, c_in: int, c_out: int) -> ConvSpec:
         """Return the same convolution between other channel counts."""
@@ -151,7 +170,7 @@ class Option:
 
     def __str__(self) -> str:
         defaults = DECOMPOSITIONS[self.name].defaults
-        given = [f"{key}={_show(value)}" for key, value in self.params if value != defaults[key]]
+        given = [f"{key}={value}" for key, value in self.params if value != defaults[key]]
         return self.name + (":" + ",".join(given) if given else "")
 
     def resolve(self, spec: ConvSpec) -> str:
@@ -160,7 +179,7 @@ class Option:
         Two options with the same answer are the same layer; the canonical key of an architecture is made of these.
         """
         resolved = DECOMPOSITIONS[self.name].resolve(self, spec)
-        shown = [f"{key}={_show(value)}" for key, value in sorted(resolved.items())]
+        shown = [f"{key}={value}" for key, value in sorted(resolved.items())]
         return self.name + (":" + ",".join(shown) if shown else "")
 
 
@@ -170,6 +189,7 @@ class Decomposition:
 
     rule: Callable[[ConvSpec, Option], Plan]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    inner: tuple[str, ...] = ("none", "bn")  # no activation inside BSConv: it would undo the blueprint
     resolve: Callable[[Option, ConvSpec], dict[str, Any]] = lambda option, spec: dict(option.params)
 
 
@@ -196,6 +216,9 @@ def _spatial(name: str, spec: ConvSpec, c_in: int, c_out: int, groups: int) -> C
 
 def _inner(option: Option, spec: ConvSpec, channels: int, suffix: str = "") -> Plan:
     """Return what `inner` puts between two convolutions."""
+    if option["inner"] == "bn_act" and spec.activation not in SECOND_MOMENTS:
+        known = suggest(spec.activation, SECOND_MOMENTS)
+        raise DecompositionError(f"Unknown activation {spec.activation!r} for '{option}' (inner=bn_act): {known}.")
     norm: Plan = () if option["inner"] == "none" else (Norm(f"norm{suffix}", channels),)
     return (*norm, Activation(f"activation{suffix}", spec.activation)) if option["inner"] == "bn_act" else norm
 
@@ -228,7 +251,7 @@ def bsconv_s(spec: ConvSpec, option: Option) -> Plan:
     """Subspace blueprints: PW M -> M' with orthonormal rows, PW M' -> N, DW KxK; as U with W = Wa Wb."""
     mid = mid_channels(spec, option["p"])
     return (
-        Conv("reduce", spec.c_in, mid, orthonormal=option["ortho"]),
+        Conv("reduce", spec.c_in, mid, orthonormal=bool(option["ortho"])),
         *_inner(option, spec, mid, "_reduce"),
         Conv("pointwise", mid, spec.c_out),
         *_inner(option, spec, spec.c_out),
@@ -238,43 +261,29 @@ def bsconv_s(spec: ConvSpec, option: Option) -> Plan:
 
 DECOMPOSITIONS: dict[str, Decomposition] = {
     "regular": Decomposition(regular),
-    "dsc": Decomposition(dsc, {"inner": "bn_act"}),
+    "dsc": Decomposition(dsc, {"inner": "bn_act"}, ("none", "bn", "bn_act")),
     "bsconv_u": Decomposition(
         bsconv_u,
         {"inner": "none", "r": 1},
-        lambda option, spec: {"inner": option["inner"], "r": blueprints(spec, option["r"])},
+        resolve=lambda option, spec: {"inner": option["inner"], "r": blueprints(spec, option["r"])},
     ),
     "bsconv_s": Decomposition(
         bsconv_s,
-        {"inner": "bn", "ortho": True, "p": Fraction(1, 4)},
-        lambda option, spec: {
-            "inner": option["inner"],
+        {"inner": "bn", "ortho": 1, "p": Fraction(1, 4)},
+        resolve=lambda option, spec: {
+            **{key: option[key] for key in ("inner", "ortho")},
             "mid": mid_channels(spec, option["p"]),
-            "ortho": option["ortho"],
         },
     ),
 }
 
 
-def _fraction(text: str) -> Fraction:
-    value = Fraction(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
-
-
-# The law of each parameter as the error states it, and the reader that enforces it.
-_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "p": ("a fraction in (0, 1], such as 1/4", _fraction),
-    "r": ("a whole number of at least 1", _positive),
-    "inner": ("'none', 'bn' or 'bn_act'", lambda text: INNER[INNER.index(text)]),
-    "ortho": ("0 or 1", lambda text: bool(("0", "1").index(text))),
+# The law of each parameter as the error states it, its reader and its test; that of `inner` is the row's own.
+_Law = tuple[str, Callable[[str], Any], Callable[[Any], bool]]
+_LAWS: dict[str, _Law] = {
+    "p": ("a fraction in (0, 1], such as 1/4", Fraction, lambda p: 0 < p <= 1),
+    "r": ("a whole number of at least 1", int, lambda r: r >= 1),
+    "ortho": ("0 or 1", int, lambda ortho: ortho in (0, 1)),
 }
 
 
@@ -291,38 +300,40 @@ def parse_option(text: str) -> Option:
     name, _, tail = text.partition(":")
     if name not in DECOMPOSITIONS:
         raise DecompositionError(f"Unknown decomposition {name!r} in {text!r}: {suggest(name, DECOMPOSITIONS)}.")
-    params = dict(DECOMPOSITIONS[name].defaults)
+    row = DECOMPOSITIONS[name]
+    laws: dict[str, _Law] = {**_LAWS, "inner": (f"one of {row.inner}", str, row.inner.__contains__)}
+    given: dict[str, Any] = {}
     for item in filter(None, tail.split(",")):
         key, _, value = (part.strip() for part in item.partition("="))
-        if key not in params:
-            known = suggest(key, params) if params else "it takes none"
+        if key not in row.defaults:
+            known = suggest(key, row.defaults) if row.defaults else "it takes none"
             raise DecompositionError(f"Unknown parameter {key!r} of {name!r} in {text!r}: {known}.")
-        law, read = _PARAMETERS[key]
+        if key in given:
+            raise DecompositionError(f"Parameter {key!r} must be given once, but {text!r} repeats it: keep one.")
+        law, read, legal = laws[key]
         try:
-            params[key] = read(value)
+            given[key] = read(value)
+            if not legal(given[key]):
+                raise ValueError
         except (ValueError, ZeroDivisionError):
             raise DecompositionError(f"Parameter {key!r} of {text!r} must be {law}, but got {value!r}.") from None
-    return Option(name, tuple(sorted(params.items())))
-
-
-def _show(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    return Option(name, tuple(sorted({**row.defaults, **given}.items())))
 
 
 def _with_gains(primitives: Plan) -> Plan:
     """Return the plan with the variance gain of each conv set.
 
     The composed kernel gets the variance 2 / (M K^2) of the dense layer that it replaces (He et al., arXiv 1502.01852):
-    the last convolution carries the 2, the others keep the variance of what they read. An inner activation halves the
+    the last convolution carries the 2, the others keep the variance of what they read. An inner activation lowers the
     second moment, which the convolution behind it makes good.
     """
-    convs = [i for i, primitive in enumerate(primitives) if isinstance(primitive, Conv)]
+    last = max(i for i, primitive in enumerate(primitives) if isinstance(primitive, Conv))
     out: list[Primitive] = []
     for i, primitive in enumerate(primitives):
         if isinstance(primitive, Conv):
-            behind_activation = i > 0 and isinstance(primitives[i - 1], Activation)
-            gain = (2.0 if i == convs[-1] else 1.0) * (2.0 if behind_activation else 1.0)
-            primitive = dataclasses.replace(primitive, gain=gain)
+            before = out[-1] if out else None
+            moment = SECOND_MOMENTS[before.kind] if isinstance(before, Activation) else 1.0
+            primitive = dataclasses.replace(primitive, gain=(2.0 if i == last else 1.0) / moment)
         out.append(primitive)
     return tuple(out)
 
@@ -365,11 +376,7 @@ def plan_parameters(primitives: Plan) -> int:
     return sum(primitive.parameters for primitive in primitives)
 
 
-_PRIMITIVES: dict[str, type[Conv] | type[Norm] | type[Activation]] = {
-    "conv": Conv,
-    "norm": Norm,
-    "activation": Activation,
-}
+_PRIMITIVES: dict[str, type[Primitive]] = {"conv": Conv, "norm": Norm, "activation": Activation}
 
 
 def plan_to_json(primitives: Plan) -> list[dict[str, Any]]:

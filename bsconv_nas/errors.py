@@ -96,9 +96,9 @@ def suggest(value: str, valid: Iterable[str]) -> str:
     """Return the closing half sentence of an error: the valid names and the nearest one.
 
     >>> suggest("relgular", ["regular", "dsc"])
-    "valid are 'dsc', 'regular'; did you mean 'regular'?"
+    "valid are 'dsc', 'regular'; did you mean 'regular'"
     """
     names = sorted(valid)
     listed = ", ".join(repr(name) for name in names)
     near = difflib.get_close_matches(value, names, n=1)
-    return f"valid are {listed}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"valid are {listed}" + (f"; did you mean {near[0]!r}" if near else "")

@@ -13,7 +13,7 @@ from torch import nn
 from bsconv_nas.decompositions import parse_option, plan
 from bsconv_nas.errors import SpaceError, suggest
 from bsconv_nas.network.layers import layer
-from bsconv_nas.space.files import Base
+from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture, Node, Table
 
 __all__ = ["build", "instantiate"]

@@ -1,0 +1,190 @@
+"""The command line: thin commands over the API; every refusal is one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from bsconv_nas.errors import BsconvNasError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Neural architecture search over convolution decompositions, inside a budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+space_app = typer.Typer(help="Look at a search space.", no_args_is_help=True)
+app.add_typer(space_app, name="space")
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as search.seed=1.")
+]
+Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster: auto or HOST:PORT.")]
+Trials = Annotated[int | None, typer.Option(min=0, help="Networks to search, beside the baselines.")]
+DEBUG = "--debug"
+
+
+def main() -> None:
+    """Run the command line; `--debug` anywhere shows the traceback of a refusal."""
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        sys.exit(app(args=arguments, standalone_mode=False))
+    except BsconvNasError as error:
+        if debug:
+            raise
+        _refuse(str(error))
+    except typer.TyperException as error:
+        if error.format_message():
+            _refuse(error.format_message())
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)  # not rich: a piped line must stay one line
+    sys.exit(2)
+
+
+def _console() -> Console:
+    """Return a console that keeps tables whole where there is no terminal to fit them to."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+@space_app.command("show")
+def space_show(
+    place: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A file of search_spaces/ or a run folder.")],
+) -> None:
+    """Print dimensions, what is fixed and why, the number of networks, and their costs."""
+    from bsconv_nas.api import SearchSpace
+    from bsconv_nas.search.store import Store
+    from bsconv_nas.show import print_summary
+    from bsconv_nas.space.summary import summarise
+
+    space = SearchSpace.from_json(Store.open(place).space) if place.is_dir() else SearchSpace.load(place)
+    print_summary(_console(), str(place), space.input_size, summarise(space.model))
+
+
+@app.command()
+def search(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="A new run folder.")] = None,
+    trials: Trials = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Search as an experiment file says; Ctrl-C once ends in good order."""
+    from bsconv_nas import run as runs
+    from bsconv_nas.search.experiment import Experiment
+    from bsconv_nas.show import Progress, print_run
+
+    asked = Experiment.load(experiment, overrides or [])
+    with Progress(_console(), asked) as progress:
+        done = runs.search(asked, run, trials=trials, address=address, on_change=progress)
+    print_run(_console(), done)
+
+
+@app.command()
+def resume(run: RunFolder, trials: Trials = None, address: Address = None) -> None:
+    """Go on with an interrupted search, or give a finished one more trials."""
+    from bsconv_nas import run as runs
+    from bsconv_nas.show import Progress, print_run
+
+    found = runs.load_run(run)
+    with Progress(_console(), found.experiment) as progress:
+        done = runs.resume(found, trials=trials, address=address, on_change=progress)
+    print_run(_console(), done)
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """Print how far a run is."""
+    from bsconv_nas.run import load_run
+    from bsconv_nas.show import print_status
+
+    print_status(_console(), load_run(run))
+
+
+@app.command()
+def front(
+    run: RunFolder,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the front of a run."""
+    from bsconv_nas.run import load_run
+    from bsconv_nas.search.status import front_text
+    from bsconv_nas.show import print_front
+
+    if csv and json:
+        _refuse("A front is printed in one format, but --csv and --json were both given: keep one of them.")
+    found = load_run(run)
+    if csv or json:
+        form: Literal["csv", "json"] = "csv" if csv else "json"
+        print(front_text(found.front, form), end="")
+    else:
+        print_front(_console(), found)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Instead of report.html in the run folder.")
+    ] = None,
+) -> None:
+    """Write the offline HTML report."""
+    from bsconv_nas.run import load_run
+
+    print(load_run(run).report(out))
+
+
+@app.command()
+def retrain(
+    run: RunFolder,
+    members: Annotated[int | None, typer.Option(min=1, help="Members of the front.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each network.")] = None,
+    address: Address = None,
+) -> None:
+    """Train front members and like uniform networks in full, test them once, and say what mixing gains."""
+    from bsconv_nas import run as runs
+    from bsconv_nas.show import Progress, print_verdict
+
+    found = runs.load_run(run)
+    with Progress(_console(), found.experiment, kind="retrain") as progress:
+        done = runs.retrain(found, members=members, seeds=seeds, address=address, on_change=progress)
+    print_verdict(_console(), done)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    pick: Annotated[
+        str, typer.Option(metavar="best|knee|KEY", help="Which network; a key by its first digits.")
+    ] = "best",
+) -> None:
+    """Write a network as plain PyTorch source with weights and card, verified in a clean process."""
+    from bsconv_nas.run import load_run
+
+    print(load_run(run).export(out, pick))
+
+
+@app.command()
+def doctor() -> None:
+    """Report devices, versions, Ray, Chrome, disk and data roots, and what is wrong with them."""
+    from bsconv_nas.doctor import examine
+    from bsconv_nas.show import print_findings
+
+    findings = examine()
+    print_findings(_console(), findings)
+    if any(not finding.well for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,107 @@
+"""What an installation needs to work, examined one thing at a time; nothing here changes anything."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bsconv_nas.training.spec import ROOT_VARIABLE, SETS
+
+__all__ = ["Finding", "examine"]
+
+PACKAGES = ("bsconv_nas", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "plotly", "fvcore", "moocore")
+EXTRAS = ("onnx", "onnxruntime", "kaleido", "timm")
+BROWSERS = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome")
+FREE_BYTES = 2 * 2**30
+TIMEOUT = 120.0  # seconds for a fresh import of torchvision on a slow disk
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: what was looked at, what was found, and what to do where it is not `well`."""
+
+    name: str
+    found: str
+    well: bool = True
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Return the findings; a broken pair of torch and torchvision is tried in a process of its own."""
+    return [*_versions(), _pair(), _devices(), _ray(), _chrome(), _disk(), *_data()]
+
+
+def _versions() -> Iterator[Finding]:
+    python = sys.version_info[:2]
+    yield Finding("python", platform.python_version(), (3, 11) <= python < (3, 13), "use Python 3.11 or 3.12")
+    for name in PACKAGES:
+        version = _version(name)
+        yield Finding(name, version or "missing", version is not None, "pip install -e . in the checkout")
+    found = [f"{name} {version}" for name in EXTRAS if (version := _version(name))]
+    yield Finding("extras", ", ".join(found) or "none")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _run(code: str) -> tuple[bool, str]:
+    """Return whether a fresh interpreter runs `code`, and the last line that it printed."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer in {TIMEOUT:.0f} s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else ""
+
+
+def _pair() -> Finding:
+    """A CPU-only torch beside an index torchvision fails on import: operator torchvision::nms does not exist."""
+    well, said = _run("import torch, torchvision; print(torch.__version__, torchvision.__version__)")
+    mend = "torch and torchvision are no matching pair: reinstall both in one pip install from one package index"
+    return Finding("torch + torchvision", said, well, mend)
+
+
+def _devices() -> Finding:
+    code = (
+        "import torch; names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())];"
+        "print(f'{torch.get_num_threads()} CPU threads, ' + (', '.join(names) or 'no GPU'))"
+    )
+    well, said = _run(code)
+    return Finding("devices", said, well, "torch does not import")
+
+
+def _ray() -> Finding:
+    well, said = _run("import ray; from ray import tune; print(ray.__version__)")
+    return Finding("ray tune", said, well, "pip install 'ray[tune]'")
+
+
+def _chrome() -> Finding:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    return Finding("chrome", Path(found).name if found else "none: needed only for pictures (extra images) and tests")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    return Finding("disk", f"{free / 2**30:.1f} GiB free here", free > FREE_BYTES, "free at least 2 GiB")
+
+
+def _data() -> Iterator[Finding]:
+    root = os.environ.get(ROOT_VARIABLE)
+    if root is None:
+        yield Finding("data root", f"{ROOT_VARIABLE} is not set: digits only, or data.root in the experiment")
+        return
+    there = [name for name, kind in SETS.items() if kind.folder and (Path(root) / kind.folder).is_dir()]
+    yield Finding("data root", f"{root}: {', '.join(there) or 'no known set'}", bool(there), "unpack a data set there")

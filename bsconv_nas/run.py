@@ -1,0 +1,351 @@
+"""A run as its user sees it, and the verbs that make or continue one: search, resume, retrain.
+
+Torch and Ray are imported by the functions that need them, so that status, front and report need neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bsconv_nas.api import SearchSpace
+from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import RecordError
+from bsconv_nas.search.environment import environment
+from bsconv_nas.search.experiment import Experiment
+from bsconv_nas.search.pick import pick
+from bsconv_nas.search.record import Note, Record, Trial, front
+from bsconv_nas.search.store import Store
+from bsconv_nas.space.table import Architecture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bsconv_nas.report.view import View
+    from bsconv_nas.search.trial import Task
+    from bsconv_nas.training.data import Dataset
+
+__all__ = ["Run", "load_run", "resume", "retrain", "search"]
+
+OnChange = Callable[[Record], None]
+
+
+def _ignore(record: Record) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its trials, its front, and what can be made of them.
+
+    >>> run = load_run("runs/quickstart-1")
+    >>> run.export("out", pick="knee")
+    """
+
+    store: Store
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.store.path
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was asked for."""
+        return self.store.experiment
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space as it was searched."""
+        return SearchSpace.from_json(self.store.space)
+
+    @cached_property
+    def record(self) -> Record:
+        """The fold over the run's events, as they are now."""
+        return self.store.record()
+
+    @property
+    def budget(self) -> Budget:
+        """The bounds that every trial keeps."""
+        return Budget(**self.experiment.budget)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: `number, key, kind, state, val_accuracy`, costs, time, seed and one column a dimension."""
+        return self.record.frame(self.space.table)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated complete trials, cheapest first."""
+        return front(self.trials, self.experiment.search.objectives)
+
+    def architecture(self, number: int) -> Architecture:
+        """Return the network of a trial."""
+        started = self.record.trials[number].started
+        return Architecture(started.indices, started.key)
+
+    def pick(self, how: str = "best") -> int:
+        """Return the number of a trial: `best`, `knee`, or the first digits of a key.
+
+        Raises:
+            RecordError: no complete trial, or a prefix that fits no key or several.
+        """
+        return pick(self.trials, self.front, how)
+
+    def model(self, how: str = "best") -> nn.Module:
+        """Return a trained network of the run as a plain module in eval mode: (N, C, H, W) -> (N, classes).
+
+        Retrained weights if there are any, else those of the search.
+
+        Raises:
+            RecordError: the network's weights were not kept.
+        """
+        return _trained(self, self.pick(how))[0]
+
+    def export(self, out: str | Path, pick: str = "best") -> Path:
+        """Write a picked network as `model.py`, `weights.safetensors` and `card.json`, verified in a clean process.
+
+        Raises:
+            RecordError: there is no such network, or its weights were not kept.
+            ExportError: the folder cannot be replaced, or the written network disagrees.
+        """
+        from bsconv_nas.export.bundle import write
+
+        model, card = _trained(self, self.pick(pick))
+        return write(model, Path(out), card, self.space.input_size)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the offline HTML report and return its path, by default `report.html` in the run's folder."""
+        from bsconv_nas.report.page import write
+
+        return write(self.view(), Path(path) if path else self.path / "report.html")
+
+    def view(self) -> View:
+        """Return the run as the report reads it."""
+        from bsconv_nas.report.view import View
+
+        details = {what: [n.detail for n in self.record.notes if n.what == what] for what in ("fvcore", "verdict")}
+        data = self.store.environment.get("data", {})
+        return View(
+            name=self.store.name,
+            record=self.record,
+            table=self.space.table,
+            objectives=self.experiment.search.objectives,
+            budget=self.budget,
+            experiment=self.experiment.to_json(self.path),
+            environment=self.store.environment,
+            fvcore={d["key"]: {"macs": d["macs"]} for d in details["fvcore"]},
+            verdict=tuple(details["verdict"][-1]["sentences"]) if details["verdict"] else (),
+            selection_images=data.get("counts", {}).get("selection"),
+        )
+
+
+def load_run(path: str | Path) -> Run:
+    """Return the run in a folder, be it finished, interrupted or going on.
+
+    Raises:
+        RecordError: no such folder, or one that lacks a piece or holds it damaged.
+    """
+    return Run(Store.open(path))
+
+
+def search(
+    experiment: Experiment,
+    run: str | Path | None = None,
+    *,
+    trials: int | None = None,
+    address: str | None = None,
+    on_change: OnChange = _ignore,
+) -> Run:
+    """Search as an experiment says and return the run.
+
+    Args:
+        experiment: what to search.
+        run: a new or empty folder; None takes the next free `runs/<experiment>-<n>`.
+        trials: instead of the experiment's.
+        address: of a running Ray cluster (`auto` or `HOST:PORT`); None starts one here.
+        on_change: called with the record after every event.
+
+    Raises:
+        BsconvNasError: whatever is wrong with the space, the budget, the data, the folder or the cluster; before
+            anything is trained or written, where it can be known.
+    """
+    from bsconv_nas.training.data import load
+    from bsconv_nas.training.sources import shape
+
+    if trials is not None:
+        planned = experiment.search.model_copy(update={"trials": trials})
+        experiment = experiment.model_copy(update={"search": planned})
+    input_size, num_classes = shape(experiment.data)
+    space = SearchSpace.load(experiment.space, input_size, num_classes)
+    space.feasible(Budget(**experiment.budget)).check()
+    dataset = load(experiment.data)
+    store = Store.create(run, experiment, space.to_json(), {**environment(), "data": _facts(dataset)})
+    return _search(Run(store), dataset, None, address, on_change)
+
+
+def resume(run: Run, *, trials: int | None = None, address: str | None = None, on_change: OnChange = _ignore) -> Run:
+    """Go on with a search that was interrupted, or that shall have more trials.
+
+    Args:
+        run: the run.
+        trials: how many networks to search in all; the experiment's number without it.
+        address: of a running Ray cluster.
+        on_change: called with the record after every event.
+    """
+    return _search(run, _same_data(run), trials, address, on_change)
+
+
+def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None, on_change: OnChange) -> Run:
+    from bsconv_nas.search import runner
+
+    feasible = run.space.feasible(run.budget)
+    task = _task(run, dataset)
+    runner.search(run.store, feasible, task, trials=trials, address=address, on_change=on_change)
+    _count_with_fvcore(Run(run.store))
+    return Run(run.store)
+
+
+def retrain(
+    run: Run,
+    *,
+    members: int | None = None,
+    seeds: int | None = None,
+    address: str | None = None,
+    on_change: OnChange = _ignore,
+) -> Run:
+    """Train members of the front and uniform networks of like cost in full, and say what mixing gains.
+
+    The test split is evaluated once, by the last epoch of each training.
+
+    Args:
+        run: a run with a front.
+        members: how many members; the experiment's number without it.
+        seeds: trainings of each network; the experiment's number without it.
+        address: of a running Ray cluster.
+        on_change: called with the record after every event.
+
+    Raises:
+        RecordError: no trial is complete, or another driver is at work.
+        DataError: the data are not those of the search.
+    """
+    from bsconv_nas.search import runner
+    from bsconv_nas.search.retrain import Retraining, chosen, comparisons, verdict
+    from bsconv_nas.training.data import load_test
+
+    experiment = run.experiment
+    pairs = chosen(run.trials, run.front, members or experiment.retrain.members)
+    recipe = experiment.retrain_recipe
+    task = dataclasses.replace(_task(run, _same_data(run)), recipe=recipe, test=load_test(experiment.data))
+    with run.store.lock():
+        driver = Retraining(run.store, pairs, seeds or experiment.retrain.seeds, recipe.epochs, on_change)
+        runner.run(driver, experiment.resources, task, address=address)
+        done = Run(run.store)
+        sentences = verdict(comparisons(done.record, done.trials, pairs, done.space.table))
+        run.store.append(Note("verdict", {"sentences": list(sentences)}))
+    return Run(run.store)
+
+
+def _task(run: Run, dataset: Dataset) -> Task:
+    from bsconv_nas.search.trial import Task
+    from bsconv_nas.space.base import Base
+
+    experiment, base = run.experiment, run.space.base
+    assert isinstance(base, Base)  # a recorded space has one
+    device = "cuda" if experiment.resources.gpus_per_trial else "cpu"
+    return Task(base, run.space.table, dataset, experiment.recipe, device)
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what the record keeps of the data."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "counts": dataset.counts,
+        "classes": list(dataset.class_names),
+        "mean": list(dataset.statistics.mean),
+        "std": list(dataset.statistics.std),
+    }
+
+
+def _same_data(run: Run) -> Dataset:
+    from bsconv_nas.training.data import load
+
+    dataset = load(run.experiment.data)
+    known = run.store.environment.get("data", {}).get("fingerprint")
+    if dataset.fingerprint != known:
+        raise RecordError(
+            f"The data of run {run.store.name!r} must be those it was searched with ({str(known)[:12]}), but "
+            f"{run.experiment.data.name!r} there has fingerprint {dataset.fingerprint[:12]}: point data.root to them."
+        )
+    return dataset
+
+
+def _count_with_fvcore(run: Run) -> None:
+    """Note fvcore's count of every network on the front, for the report."""
+    from bsconv_nas.network.reference import fvcore_macs
+
+    known = {note.detail["key"] for note in run.record.notes if note.what == "fvcore"}
+    with run.store.lock():
+        for number in run.front["number"]:
+            architecture = run.architecture(int(number))
+            if architecture.key not in known:
+                macs = fvcore_macs(run.space.build(architecture), run.space.input_size)
+                run.store.append(Note("fvcore", {"key": architecture.key, "macs": macs}))
+
+
+def _trained(run: Run, number: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network of a trial with its best-supported weights, and its card."""
+    from bsconv_nas.search.checkpoint import has_checkpoint, load_checkpoint
+    from bsconv_nas.training.weights import kept_weights
+
+    source = _source(run, number)
+    place = run.store.checkpoint(source.number)
+    if not has_checkpoint(place):
+        keys = ", ".join(run.front["key"])
+        raise RecordError(
+            f"The weights of {source.started.key!r} must be in the run folder, but only those of the front are kept: "
+            f"pick one of {keys}, or retrain it."
+        )
+    model = run.space.build(run.architecture(number), seed=0)
+    model.load_state_dict(kept_weights(load_checkpoint(place)[0]))
+    return model.eval(), _card(run, number, source)
+
+
+def _source(run: Run, number: int) -> Trial:
+    """Return the trial whose weights stand for a network: its best retraining by validation, else the trial itself."""
+    trial = run.record.trials[number]
+    retrained = [
+        t for t in run.record.trials.values()
+        if t.started.kind == "retrain" and t.state == "complete" and t.started.key == trial.started.key
+    ]  # fmt: skip
+    return max(retrained, key=lambda t: t.metrics["val_accuracy"], default=trial)
+
+
+def _card(run: Run, number: int, source: Trial) -> dict[str, Any]:
+    experiment, started = run.experiment, source.started
+    architecture = run.architecture(number)
+    retrained = run.trials[(run.trials["kind"] == "retrain") & (run.trials["key"] == started.key)]
+    splits = [c for c in ("val_accuracy", "report_accuracy", "test_accuracy") if c in run.trials]
+    recipe = experiment.retrain_recipe if started.kind == "retrain" else experiment.recipe
+    return {
+        "title": f"{experiment.name}: network {started.key}, {started.costs['macs']:,} MACs",
+        "key": started.key,
+        "architecture": run.space.describe(architecture),
+        "layers": run.space.table.resolve(architecture.indices),
+        "base": run.store.space["base"],
+        "num_classes": run.space.num_classes,
+        **started.costs,
+        "weights": {"from": started.kind, "trial": source.number, "seed": started.seed, "epochs": source.epochs},
+        "accuracy": {name: source.metrics[name] for name in splits if name in source.metrics},
+        "accuracy_by_seed": retrained[["seed", *splits]].to_dict("records") if len(retrained) else [],
+        "data": {**experiment.to_json(run.path)["data"], **run.store.environment.get("data", {})},
+        "recipe": dataclasses.asdict(recipe),
+        "budget": str(run.budget),
+        "versions": run.store.environment["versions"],
+    }
