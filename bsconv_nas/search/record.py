@@ -95,7 +95,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What happened beside the trials: `repaired`, `duplicate`, `rejected` proposals, `resumed`, `finished` runs."""
+    """What happened beside the trials: `repaired`, `duplicate`, `rejected` proposals, `planned`, `finished` runs ..."""
 
     what: str
     detail: dict[str, Any] = field(default_factory=dict)
@@ -235,7 +235,7 @@ class Record:
         rows = [self._row(trial, table) for trial in sorted(self.trials.values(), key=lambda t: t.number)]
         frame = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, *table.names])
         extra = [c for c in frame.columns if c not in COLUMNS and c not in table.names]
-        return frame[[*COLUMNS, *extra, *table.names]]
+        return frame.reindex(columns=[*COLUMNS, *extra, *table.names])
 
     @staticmethod
     def _row(trial: Trial, table: Table) -> dict[str, Any]:

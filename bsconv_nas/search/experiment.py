@@ -1,0 +1,256 @@
+"""Experiment files: what to search, on which data, with which recipe, how long and inside which budget."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from bsconv_nas.cost.analytic import COLUMNS
+from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import BsconvNasError, ExperimentError, suggest
+from bsconv_nas.search.record import Objective
+from bsconv_nas.space.files import read_toml, validate
+from bsconv_nas.training.recipe import Recipe
+from bsconv_nas.training.spec import DataSpec
+
+__all__ = ["OBJECTIVES", "Experiment", "Named", "Resources", "Retrain", "Search"]
+
+OBJECTIVES = ("val_accuracy", "val_loss", "train_loss", *COLUMNS)
+_PATHS = (("space",), ("data", "root"))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(_Section):
+    """A name and its parameters: in the file `"tpe"`, or `{name = "asha", eta = 3}`."""
+
+    name: str = Field(min_length=1)
+    params: dict[str, JsonValue] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, Mapping) or "params" in value:
+            return value
+        named = {"name": value["name"]} if "name" in value else {}
+        return {**named, "params": {key: item for key, item in value.items() if key != "name"}}
+
+    @model_serializer
+    def _write(self) -> JsonValue:
+        return {"name": self.name, **self.params} if self.params else self.name
+
+
+class Search(_Section):
+    """Who proposes, how many networks, who stops them early, and what counts.
+
+    `trials` does not count the `baselines`, of which there are at most so many.
+    """
+
+    sampler: Named = Named(name="tpe")
+    trials: int = Field(24, ge=0)
+    seed: int = Field(0, ge=0)
+    baselines: int = Field(12, ge=0)
+    scheduler: Named = Named(name="none")
+    objectives: tuple[Objective, ...] = Field((Objective("val_accuracy", "max"),), min_length=1)
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        names = [objective.name for objective in value]
+        if len(set(names)) < len(names) or not set(names) <= set(OBJECTIVES):
+            raise ValueError("objectives must be distinct names of " + ", ".join(map(repr, OBJECTIVES)))
+        return value
+
+
+class Resources(_Section):
+    """How many trials run at a time, and what each gets: CPUs, a fraction of a GPU, time [min]."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_trial: float = Field(1.0, gt=0)
+    gpus_per_trial: float = Field(0.0, ge=0)
+    timeout_minutes: float | None = Field(None, gt=0)
+
+
+class Retrain(_Section):
+    """How finalists are trained: `members` of the front, `seeds` times each, `recipe` on top of the search's."""
+
+    seeds: int = Field(5, ge=1)
+    members: int = Field(3, ge=1)
+    recipe: dict[str, JsonValue] = {}
+
+
+class Experiment(_Section):
+    """A file of `experiments/`.
+
+    `space` and `data.root` are absolute once loaded. The record keeps them relative to the run folder if the file had
+    them relative to itself; else only the space's file name.
+    """
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    space: str = Field(min_length=1)
+    data: DataSpec = DataSpec()
+    recipe: Recipe = Recipe()
+    search: Search = Search()
+    budget: dict[str, JsonValue] = {}
+    resources: Resources = Resources()
+    retrain: Retrain = Retrain()
+    _relative: frozenset[tuple[str, ...]] = PrivateAttr(frozenset())
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """Return the experiment of a TOML file, named as its file unless it says otherwise.
+
+        Args:
+            path: the file.
+            overrides: `a.b=value` each, the value as in TOML; a bare word is a string. Paths in them are relative to
+                the current folder, those of the file to the file.
+
+        Raises:
+            ExperimentError: no such file, malformed TOML, an unknown key or a value outside its law.
+            BudgetError: a malformed budget.
+        """
+        path = Path(path)
+        raw = {"name": path.stem, **read_toml(path, ExperimentError)}
+        for text in overrides:
+            _override(raw, text, path.parent)
+        return cls._resolve(raw, path.parent, str(path) + "".join(f" --set {text}" for text in overrides))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], folder: str | Path = ".") -> Experiment:
+        """Return the experiment that `to_json` wrote for a file in `folder`.
+
+        Raises:
+            ExperimentError: a key or value that this version does not write.
+        """
+        return cls._resolve({key: _copy(value) for key, value in data.items()}, Path(folder), "experiment.json")
+
+    @classmethod
+    def _resolve(cls, raw: dict[str, Any], folder: Path, where: str) -> Experiment:
+        """Return the experiment whose parsed file, called `where`, lies in `folder`."""
+        relative = _absolute_paths(raw, folder)
+        for section, kind in (("data", DataSpec), ("recipe", Recipe)):
+            if section in raw:
+                raw[section] = _build(kind, raw[section], section, where)
+        experiment = validate(cls, raw, where, ExperimentError)
+        experiment._relative = relative
+        with _placed("budget", where):
+            Budget(**experiment.budget)
+        _build(Recipe, experiment._retrained(), "retrain.recipe", where)
+        return experiment
+
+    def _retrained(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.recipe), **self.retrain.recipe}
+
+    @property
+    def retrain_recipe(self) -> Recipe:
+        """The recipe with the overrides of `[retrain.recipe]`."""
+        return Recipe(**self._retrained())
+
+    def to_json(self, folder: str | Path = ".") -> dict[str, Any]:
+        """Return plain values for a file in `folder`; no absolute path is among them."""
+        data = self.model_dump(mode="json")
+        for key in _PATHS:
+            table, name = _table(data, key)
+            if (value := table[name]) is None:
+                continue
+            relative = key in self._relative or not Path(value).is_absolute()
+            table[name] = Path(os.path.relpath(value, folder)).as_posix() if relative else None
+        data["space"] = data["space"] or Path(self.space).name
+        return data
+
+
+def _copy(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _table(data: dict[str, Any], key: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Return the table that holds `key`, and the key's last part."""
+    for part in key[:-1]:
+        data = data[part]
+    return data, key[-1]
+
+
+def _absolute_paths(raw: dict[str, Any], folder: Path) -> frozenset[tuple[str, ...]]:
+    """Make the paths of a parsed file absolute in place and return the keys of those that were relative."""
+    relative = set()
+    for key in _PATHS:
+        table: Any = raw
+        for part in key[:-1]:
+            table = table.get(part) if isinstance(table, dict) else None
+        value = table.get(key[-1]) if isinstance(table, dict) else None
+        if isinstance(value, str) and value:
+            path = Path(value).expanduser()
+            table[key[-1]] = os.path.normpath(folder.absolute() / path)
+            if not path.is_absolute():
+                relative.add(key)
+    return frozenset(relative)
+
+
+def _build(kind: type[DataSpec] | type[Recipe], value: Any, section: str, where: str) -> DataSpec | Recipe:
+    """Return the table `[section]` as the training room's dataclass, which knows its own laws."""
+    if not isinstance(value, Mapping):
+        raise ExperimentError(f"Key {section!r} in {where!r} must be a table, but got {value!r}.")
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in value:
+        if key not in known:
+            raise ExperimentError(f"Unknown key '{section}.{key}' in {where!r}: {suggest(key, known)}.")
+    with _placed(section, where):
+        return kind(**value)
+
+
+@contextlib.contextmanager
+def _placed(section: str, where: str) -> Iterator[None]:
+    """Put the place in front of what another room refuses."""
+    try:
+        yield
+    except BsconvNasError as error:
+        raise type(error)(f"In [{section}] of {where!r}: {error}") from None
+
+
+def _override(raw: dict[str, Any], text: str, folder: Path) -> None:
+    """Set one `a.b=value` in the parsed file in place; a path is turned relative to the file's `folder`."""
+    key, separator, written = text.partition("=")
+    parts = tuple(part.strip() for part in key.split("."))
+    if not separator or not all(parts):
+        raise ExperimentError(f"An override must read key=value, such as search.seed=1, but got {text!r}.")
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ExperimentError(f"The override {text!r} needs the table {part!r}, but the file has {table!r} there.")
+    value = _value(written.strip())
+    if parts in _PATHS and isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
+        value = os.path.relpath(value, folder)
+    table[parts[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """Return `text` as a TOML value, or as the bare string that it is otherwise.
+
+    >>> _value("1e-3"), _value("[1, 2]"), _value("tpe"), _value("40M")
+    (0.001, [1, 2], 'tpe', '40M')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,80 @@
+import csv
+import io
+import json
+import math
+
+from bsconv_nas.search.record import Ended, EpochDone, Note, Record, Started, front
+from bsconv_nas.search.status import front_text, status
+
+
+def trial(number, kind, accuracy, macs, seconds, state="complete"):
+    start = Started(number, kind, f"key{number}", (0, 1), {"macs": macs}, 0, time=100.0 + number)
+    metrics = {"val_accuracy": accuracy}
+    if state == "running":
+        return [start, EpochDone(number, 1, metrics, seconds, 150.0)]
+    return [start, Ended(number, state, 3, metrics, seconds, time=200.0 + number)]
+
+
+EVENTS = [
+    *trial(0, "baseline", 0.5, 10, 20.0),
+    *trial(1, "search", 0.7, 30, 40.0),
+    *trial(2, "search", 0.9, 20, 30.0, "stopped"),
+    *trial(3, "search", math.nan, 5, 30.0, "failed"),
+    *trial(4, "search", 0.6, 40, 10.0, "running"),
+    *trial(5, "retrain", 0.95, 30, 100.0),
+]
+
+
+def test_the_numbers_of_a_run_add_up(experiment):
+    found = status(Record(EVENTS), experiment)
+    assert found.counts == {
+        ("baseline", "complete"): 1,
+        ("search", "complete"): 1,
+        ("search", "stopped"): 1,
+        ("search", "failed"): 1,
+        ("search", "running"): 1,
+        ("retrain", "complete"): 1,
+    }
+    assert (found.total("complete"), found.total("running")) == (2, 1)
+    assert found.best is not None
+    assert (found.best.number, found.front, found.finished) == (1, (0, 1), False)
+    assert (found.device_seconds, found.wall_seconds) == (230.0, 105.0)
+
+
+def test_what_is_left_is_estimated_from_what_has_ended(experiment):
+    plan = Note("planned", {"baselines": 3, "trials": 5})
+    found = status(Record([Note("planned", {"baselines": 9, "trials": 9}), plan, *EVENTS]), experiment)
+    assert (found.planned, found.eta_seconds) == (8, 30.0 * (8 - 4) - 10.0)
+    workers = experiment.resources.model_copy(update={"workers": 2})
+    halved = status(Record([plan, *EVENTS]), experiment.model_copy(update={"resources": workers}))
+    assert halved.eta_seconds == (30.0 * 4 - 10.0) / 2
+    assert status(Record(EVENTS), experiment).planned == experiment.search.trials
+
+
+def test_nothing_is_left_of_a_finished_run(experiment):
+    found = status(Record([*EVENTS, Note("finished")]), experiment)
+    assert (found.finished, found.eta_seconds) == (True, 0.0)
+    again = status(Record([*EVENTS, Note("finished"), Note("planned", {"baselines": 1, "trials": 9})]), experiment)
+    assert (again.finished, again.eta_seconds) == (False, 30.0 * 6 - 10.0)
+
+
+def test_a_run_that_has_just_begun_promises_nothing(experiment):
+    found = status(Record(), experiment)
+    assert (found.counts, found.best, found.front, found.eta_seconds) == ({}, None, (), None)
+    assert (found.device_seconds, found.wall_seconds) == (0, 0)
+
+
+def test_a_front_is_written_as_csv_and_json(experiment, table):
+    rows = front(Record(EVENTS).frame(table), experiment.search.objectives)
+    lines = list(csv.DictReader(io.StringIO(front_text(rows, "csv"))))
+    assert [(line["number"], line["macs"], line["conv.a"]) for line in lines] == [
+        ("0", "10", "regular"),
+        ("1", "30", "regular"),
+    ]
+    objects = json.loads(front_text(rows, "json"))
+    assert [(o["key"], o["val_accuracy"], o["width.stage1"]) for o in objects] == [
+        ("key0", 0.5, 0.75),
+        ("key1", 0.7, 0.75),
+    ]
+    assert objects[0]["params"] is None
+    assert json.loads(front_text(rows[:0], "json")) == []
