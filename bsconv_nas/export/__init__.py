@@ -1,0 +1,1 @@
+"""Searched networks as plain PyTorch: readable source, safetensors weights and a card, verified elsewhere."""

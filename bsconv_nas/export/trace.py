@@ -1,0 +1,107 @@
+"""The graph of a module's own forward, traced by torch.fx with the module's children as leaves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+from bsconv_nas.errors import ExportError
+
+__all__ = ["trace"]
+
+# What running a user's forward on proxies raises where the code cannot be traced.
+UNTRACEABLE = (TraceError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, NameError, AssertionError)
+
+
+class _Tracer(fx.Tracer):
+    """Traces one module: children are leaves, required parameters become placeholders, others keep their defaults."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in _required(self.root))]
+
+
+def _required(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that every call of `module.forward` gives."""
+    params = inspect.signature(type(module).forward).parameters.values()
+    named = [param for param in list(params)[1:] if param.default is param.empty]
+    if any(param.kind is param.VAR_POSITIONAL for param in named):
+        raise TypeError("forward takes *args")
+    return [param.name for param in named if param.kind is not param.VAR_KEYWORD]
+
+
+def trace(module: nn.Module, path: str) -> tuple[fx.Graph, fx.Graph | None]:
+    """Return the graph in evaluation mode, and its twin in training mode or None where that is another program.
+
+    The twins differ in no more than arguments that are False in evaluation and True in training.
+
+    Raises:
+        ExportError: the forward cannot be traced, or gives a child more than its required arguments.
+    """
+    graph = _graph(module.eval(), path)
+    _check_calls(graph, module, path)
+    try:
+        training = _graph(module.train(), path)
+    except ExportError:
+        return graph, None
+    finally:
+        module.eval()
+    return graph, training if _alike(graph, training) else None
+
+
+def _graph(module: nn.Module, path: str) -> fx.Graph:
+    try:
+        return _Tracer().trace(module)
+    except UNTRACEABLE as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise ExportError(
+            f"A forward must be traceable by torch.fx to become source, but that of {path or 'the network'!r} "
+            f"({type(module).__name__}) is not ({reason}): take out what depends on its input's values or type."
+        ) from error
+
+
+def _check_calls(graph: fx.Graph, module: nn.Module, path: str) -> None:
+    """Refuse a child that is called with more than its required arguments: its own trace keeps their defaults."""
+    for node in graph.nodes:
+        child = module.get_submodule(node.target) if node.op == "call_module" else None
+        if child is None or type(child).__module__.startswith("torch.nn."):
+            continue
+        given, named = len(node.args) + len(node.kwargs), _required(child)
+        if given != len(named):
+            raise ExportError(
+                f"A child module must be called with its {len(named)} required arguments to become source, but "
+                f"{f'{path}.{node.target}'.strip('.')!r} gets {given}: make the others constructor arguments."
+            )
+
+
+def _alike(graph: fx.Graph, training: fx.Graph) -> bool:
+    """Whether two traces differ in no more than arguments that are False in the first and True in the second."""
+    pairs = list(zip(graph.nodes, training.nodes, strict=False))
+    return len(graph.nodes) == len(training.nodes) and all(_same_call(a, b) for a, b in pairs)
+
+
+def _same_call(a: fx.Node, b: fx.Node) -> bool:
+    constants = str(a.target).startswith("_tensor_constant") and str(b.target).startswith("_tensor_constant")
+    return a.op == b.op and (a.target == b.target or constants) and _same((a.args, a.kwargs), (b.args, b.kwargs))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+        return isinstance(a, fx.Node) and isinstance(b, fx.Node) and a.name == b.name
+    if isinstance(a, slice) and isinstance(b, slice):
+        return _same((a.start, a.stop, a.step), (b.start, b.stop, b.step))
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return (a is False and b is True) or bool(a == b)
