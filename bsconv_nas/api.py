@@ -5,7 +5,6 @@ Torch is imported by the functions that need it, so that reading a recorded tabl
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -59,8 +58,8 @@ class SearchSpace:
             SpaceError: a malformed file, a base that cannot be imported or traced, a pattern that matches nothing.
         """
         file = load_space_file(path)
-        asked = {"input_size": input_size, "num_classes": num_classes}
-        base = dataclasses.replace(file.base, **{key: value for key, value in asked.items() if value is not None})
+        asked: dict[str, Any] = {"input_size": input_size, "num_classes": num_classes}
+        base = replace(file.base, **{key: value for key, value in asked.items() if value is not None})
         return cls._traced(base, file.choices)
 
     @classmethod
@@ -175,7 +174,7 @@ class SearchSpace:
                 "A space that leaves this process needs an importable base, but it was made from a module object: "
                 "pass a function that can be imported as package.module:function."
             )
-        return {"base": dataclasses.asdict(self.base), "table": self.table.to_json()}
+        return {"base": asdict(self.base), "table": self.table.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:

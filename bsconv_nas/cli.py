@@ -9,12 +9,11 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from bsconv_nas.errors import BsconvNasError
+from bsconv_nas.errors import BsconvNasError, ExperimentError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Neural architecture search over convolution decompositions, inside a budget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -28,6 +27,9 @@ Overrides = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster: auto or HOST:PORT.")]
 Trials = Annotated[int | None, typer.Option(min=0, help="Networks to search, beside the baselines.")]
+Roots = Annotated[
+    list[str] | None, typer.Option("--set", metavar="data.root=DIR", help="Where the data lie on this machine.")
+]
 DEBUG = "--debug"
 
 
@@ -37,21 +39,46 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         sys.exit(app(args=arguments, standalone_mode=False))
-    except BsconvNasError as error:
+    except (BsconvNasError, typer.TyperException, ImportError, OSError) as error:
         if debug:
             raise
-        _refuse(str(error))
-    except typer.TyperException as error:
-        if error.format_message():
-            _refuse(error.format_message())
+        if sentence := _sentence(error):  # without any, the help has been printed
+            print(f"error: {sentence}", file=sys.stderr)  # not rich: a piped line must stay one line
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
-def _refuse(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)  # not rich: a piped line must stay one line
-    sys.exit(2)
+def _sentence(error: Exception) -> str:
+    """Return what the user can mend, in one line."""
+    if isinstance(error, typer.TyperException):
+        said = " ".join(error.format_message().split()).replace(". Did", ": did").rstrip(".?")
+        return f"{said}; see {_help(error)}." if said else ""
+    if isinstance(error, ImportError):
+        return f"The installation must be whole, but: {error}; see bsconv-nas doctor."
+    if isinstance(error, OSError):
+        return f"The system must grant what a command needs, but: {error}."
+    return " ".join(str(error).split())
+
+
+def _help(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "bsconv-nas --help"
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of a refusal.")] = False) -> None:
+    """Neural architecture search over convolution decompositions, inside a budget."""
+
+
+def _data_root(overrides: list[str] | None) -> str | None:
+    """Return the folder of `data.root=DIR`: of a run that exists, nothing else can change."""
+    root = None
+    for text in overrides or []:
+        key, _, root = text.partition("=")
+        if key.strip() != "data.root" or not root:
+            raise ExperimentError(
+                f"Of a run, only the place of its data may change, by data.root=DIR, but got {text!r}."
+            )
+    return root
 
 
 def _console() -> Console:
@@ -93,14 +120,15 @@ def search(
 
 
 @app.command()
-def resume(run: RunFolder, trials: Trials = None, address: Address = None) -> None:
+def resume(run: RunFolder, trials: Trials = None, roots: Roots = None, address: Address = None) -> None:
     """Go on with an interrupted search, or give a finished one more trials."""
     from bsconv_nas import run as runs
     from bsconv_nas.show import Progress, print_run
 
     found = runs.load_run(run)
     with Progress(_console(), found.experiment) as progress:
-        done = runs.resume(found, trials=trials, address=address, on_change=progress)
+        root = _data_root(roots)
+        done = runs.resume(found, trials=trials, data_root=root, address=address, on_change=progress)
     print_run(_console(), done)
 
 
@@ -125,7 +153,9 @@ def front(
     from bsconv_nas.show import print_front
 
     if csv and json:
-        _refuse("A front is printed in one format, but --csv and --json were both given: keep one of them.")
+        raise BsconvNasError(
+            "A front is printed in one format, but --csv and --json were both given: keep one of them."
+        )
     found = load_run(run)
     if csv or json:
         form: Literal["csv", "json"] = "csv" if csv else "json"
@@ -137,9 +167,7 @@ def front(
 @app.command()
 def report(
     run: RunFolder,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Instead of report.html in the run folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Instead of report.html in the run folder.")] = None,
 ) -> None:
     """Write the offline HTML report."""
     from bsconv_nas.run import load_run
@@ -152,6 +180,7 @@ def retrain(
     run: RunFolder,
     members: Annotated[int | None, typer.Option(min=1, help="Members of the front.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each network.")] = None,
+    roots: Roots = None,
     address: Address = None,
 ) -> None:
     """Train front members and like uniform networks in full, test them once, and say what mixing gains."""
@@ -160,7 +189,8 @@ def retrain(
 
     found = runs.load_run(run)
     with Progress(_console(), found.experiment, kind="retrain") as progress:
-        done = runs.retrain(found, members=members, seeds=seeds, address=address, on_change=progress)
+        root = _data_root(roots)
+        done = runs.retrain(found, members=members, seeds=seeds, data_root=root, address=address, on_change=progress)
     print_verdict(_console(), done)
 
 
@@ -182,9 +212,11 @@ def export(
 def doctor() -> None:
     """Report devices, versions, Ray, Chrome, disk and data roots, and what is wrong with them."""
     from bsconv_nas.doctor import examine
-    from bsconv_nas.show import print_findings
 
-    findings = examine()
-    print_findings(_console(), findings)
-    if any(not finding.well for finding in findings):
-        sys.exit(1)
+    well = True
+    for finding in examine():
+        print(f"{'ok ' if finding.well else 'BAD'} {finding.name}: {finding.found}", flush=True)
+        if not finding.well:
+            well = False
+            print(f"    {finding.mend}")
+    sys.exit(not well)

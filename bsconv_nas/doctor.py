@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from bsconv_nas.training.spec import ROOT_VARIABLE, SETS
 
 __all__ = ["Finding", "examine"]
 
-PACKAGES = ("bsconv_nas", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "plotly", "fvcore", "moocore")
-EXTRAS = ("onnx", "onnxruntime", "kaleido", "timm")
+PYTHONS = ((3, 11), (3, 12))
 BROWSERS = ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome")
+MISMATCH = "torchvision::"
 FREE_BYTES = 2 * 2**30
 TIMEOUT = 120.0  # seconds for a fresh import of torchvision on a slow disk
 
@@ -33,18 +34,26 @@ class Finding:
     mend: str = ""
 
 
-def examine() -> list[Finding]:
-    """Return the findings; a broken pair of torch and torchvision is tried in a process of its own."""
-    return [*_versions(), _pair(), _devices(), _ray(), _chrome(), _disk(), *_data()]
+def examine() -> Iterator[Finding]:
+    """Yield the findings, the quick ones first; what may break on import is tried in a process of its own."""
+    yield Finding("python", platform.python_version(), sys.version_info[:2] in PYTHONS, "use Python 3.11 or 3.12")
+    yield from _packages()
+    yield from (_chrome(), _disk(), *_data())
+    for probe in (_pair, _devices, _ray):
+        yield probe()
 
 
-def _versions() -> Iterator[Finding]:
-    python = sys.version_info[:2]
-    yield Finding("python", platform.python_version(), (3, 11) <= python < (3, 13), "use Python 3.11 or 3.12")
-    for name in PACKAGES:
+def _packages() -> Iterator[Finding]:
+    """Look for what the installation itself says it requires."""
+    try:
+        requirements = importlib.metadata.requires("bsconv_nas") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    names = {re.split(r"[^\w.-]", text)[0]: "extra" in text for text in ["bsconv_nas", *requirements]}
+    for name in (name for name, optional in names.items() if not optional):
         version = _version(name)
         yield Finding(name, version or "missing", version is not None, "pip install -e . in the checkout")
-    found = [f"{name} {version}" for name in EXTRAS if (version := _version(name))]
+    found = [f"{name} {version}" for name, optional in names.items() if optional and (version := _version(name))]
     yield Finding("extras", ", ".join(found) or "none")
 
 
@@ -68,9 +77,10 @@ def _run(code: str) -> tuple[bool, str]:
 
 
 def _pair() -> Finding:
-    """A CPU-only torch beside an index torchvision fails on import: operator torchvision::nms does not exist."""
+    """Import both: a CPU-only torch beside an index torchvision fails with `operator torchvision::nms ...`."""
     well, said = _run("import torch, torchvision; print(torch.__version__, torchvision.__version__)")
-    mend = "torch and torchvision are no matching pair: reinstall both in one pip install from one package index"
+    mismatch = "torch and torchvision must be a matching pair: reinstall both in one pip install from one package index"
+    mend = mismatch if MISMATCH in said else "reinstall both in one pip install from one package index"
     return Finding("torch + torchvision", said, well, mend)
 
 

@@ -6,6 +6,7 @@ Torch and Ray are imported by the functions that need them, so that status, fron
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bsconv_nas.api import SearchSpace
+from bsconv_nas.cost.analytic import COLUMNS
 from bsconv_nas.cost.budget import Budget
-from bsconv_nas.errors import RecordError
+from bsconv_nas.errors import RecordError, SearchError
 from bsconv_nas.search.environment import environment
 from bsconv_nas.search.experiment import Experiment
 from bsconv_nas.search.pick import pick
 from bsconv_nas.search.record import Note, Record, Trial, front
+from bsconv_nas.search.scheduler import scheduler
 from bsconv_nas.search.store import Store
 from bsconv_nas.space.table import Architecture
+from bsconv_nas.training.sources import shape
+from bsconv_nas.training.spec import DataSpec, locate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +101,8 @@ class Run:
         Raises:
             RecordError: no complete trial, or a prefix that fits no key or several.
         """
-        return pick(self.trials, self.front, how)
+        names = [goal.name for goal in self.experiment.search.objectives]
+        return pick(self.trials, self.front, how, next((name for name in names if name in COLUMNS), "macs"))
 
     def model(self, how: str = "best") -> nn.Module:
         """Return a trained network of the run as a plain module in eval mode: (N, C, H, W) -> (N, classes).
@@ -176,30 +182,54 @@ def search(
         BsconvNasError: whatever is wrong with the space, the budget, the data, the folder or the cluster; before
             anything is trained or written, where it can be known.
     """
-    from bsconv_nas.training.data import load
-    from bsconv_nas.training.sources import shape
-
     if trials is not None:
         planned = experiment.search.model_copy(update={"trials": trials})
         experiment = experiment.model_copy(update={"search": planned})
-    input_size, num_classes = shape(experiment.data)
-    space = SearchSpace.load(experiment.space, input_size, num_classes)
+    _check_names(experiment)
+    space = SearchSpace.load(experiment.space, *shape(experiment.data))
     space.feasible(Budget(**experiment.budget)).check()
-    dataset = load(experiment.data)
+    dataset = _load(experiment.data)
     store = Store.create(run, experiment, space.to_json(), {**environment(), "data": _facts(dataset)})
-    return _search(Run(store), dataset, None, address, on_change)
+    try:
+        return _search(Run(store), dataset, None, address, on_change)
+    except SearchError:
+        if not store.record().trials:  # it could not start: nothing half-written
+            shutil.rmtree(store.path)
+        raise
 
 
-def resume(run: Run, *, trials: int | None = None, address: str | None = None, on_change: OnChange = _ignore) -> Run:
+def _check_names(experiment: Experiment) -> None:
+    """Refuse at once what needs no torch: who proposes, who stops, where the data lie."""
+    from bsconv_nas.search.proposer import sampler
+
+    search = experiment.search
+    scheduler(search.scheduler.name, search.scheduler.params, experiment.recipe.epochs)
+    locate(experiment.data)
+    sampler(search.sampler.name, search.sampler.params)
+
+
+def resume(
+    run: Run,
+    *,
+    trials: int | None = None,
+    data_root: str | Path | None = None,
+    address: str | None = None,
+    on_change: OnChange = _ignore,
+) -> Run:
     """Go on with a search that was interrupted, or that shall have more trials.
 
     Args:
         run: the run.
         trials: how many networks to search in all; the experiment's number without it.
+        data_root: folder of the data here; the record keeps none outside its own surroundings.
         address: of a running Ray cluster.
         on_change: called with the record after every event.
+
+    Raises:
+        RecordError: another driver is at work.
+        DataError: the data are absent, or not those of the search.
     """
-    return _search(run, _same_data(run), trials, address, on_change)
+    return _search(run, _same_data(run, _spec(run, data_root)), trials, address, on_change)
 
 
 def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None, on_change: OnChange) -> Run:
@@ -217,6 +247,7 @@ def retrain(
     *,
     members: int | None = None,
     seeds: int | None = None,
+    data_root: str | Path | None = None,
     address: str | None = None,
     on_change: OnChange = _ignore,
 ) -> Run:
@@ -228,6 +259,7 @@ def retrain(
         run: a run with a front.
         members: how many members; the experiment's number without it.
         seeds: trainings of each network; the experiment's number without it.
+        data_root: folder of the data here, as in `resume`.
         address: of a running Ray cluster.
         on_change: called with the record after every event.
 
@@ -236,19 +268,23 @@ def retrain(
         DataError: the data are not those of the search.
     """
     from bsconv_nas.search import runner
-    from bsconv_nas.search.retrain import Retraining, chosen, comparisons, verdict
+    from bsconv_nas.search.retrain import Retraining, chosen
+    from bsconv_nas.search.verdict import comparisons, verdict
     from bsconv_nas.training.data import load_test
 
     experiment = run.experiment
     pairs = chosen(run.trials, run.front, members or experiment.retrain.members)
-    recipe = experiment.retrain_recipe
-    task = dataclasses.replace(_task(run, _same_data(run)), recipe=recipe, test=load_test(experiment.data))
+    spec = _spec(run, data_root)
+    task = _task(run, _same_data(run, spec))
+    task = dataclasses.replace(task, recipe=experiment.retrain_recipe, test=load_test(spec))
     with run.store.lock():
-        driver = Retraining(run.store, pairs, seeds or experiment.retrain.seeds, recipe.epochs, on_change)
+        driver = Retraining(run.store, pairs, seeds or experiment.retrain.seeds, task.recipe.epochs, on_change)
+        driver.begin()
         runner.run(driver, experiment.resources, task, address=address)
         done = Run(run.store)
-        sentences = verdict(comparisons(done.record, done.trials, pairs, done.space.table))
-        run.store.append(Note("verdict", {"sentences": list(sentences)}))
+        if not driver.interrupted:
+            found = comparisons(done.record, done.trials, pairs, done.space.table)
+            run.store.append(Note("verdict", {"sentences": list(verdict(found))}))
     return Run(run.store)
 
 
@@ -273,15 +309,29 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _same_data(run: Run) -> Dataset:
+def _spec(run: Run, data_root: str | Path | None) -> DataSpec:
+    """Return where the run's data are; refused at once: a second driver, absent data."""
+    with run.store.lock():
+        spec = run.experiment.data
+    if data_root is not None:
+        spec = dataclasses.replace(spec, root=str(data_root))
+    locate(spec)
+    return spec
+
+
+def _load(spec: DataSpec) -> Dataset:
     from bsconv_nas.training.data import load
 
-    dataset = load(run.experiment.data)
+    return load(spec)
+
+
+def _same_data(run: Run, spec: DataSpec) -> Dataset:
+    dataset = _load(spec)
     known = run.store.environment.get("data", {}).get("fingerprint")
     if dataset.fingerprint != known:
         raise RecordError(
             f"The data of run {run.store.name!r} must be those it was searched with ({str(known)[:12]}), but "
-            f"{run.experiment.data.name!r} there has fingerprint {dataset.fingerprint[:12]}: point data.root to them."
+            f"{spec.name!r} here has fingerprint {dataset.fingerprint[:12]}: point data.root to them."
         )
     return dataset
 
@@ -330,7 +380,8 @@ def _source(run: Run, number: int) -> Trial:
 def _card(run: Run, number: int, source: Trial) -> dict[str, Any]:
     experiment, started = run.experiment, source.started
     architecture = run.architecture(number)
-    retrained = run.trials[(run.trials["kind"] == "retrain") & (run.trials["key"] == started.key)]
+    retrained = run.trials[(run.trials["kind"] == "retrain") & (run.trials["state"] == "complete")]
+    retrained = retrained[retrained["key"] == started.key]
     splits = [c for c in ("val_accuracy", "report_accuracy", "test_accuracy") if c in run.trials]
     recipe = experiment.retrain_recipe if started.kind == "retrain" else experiment.recipe
     return {

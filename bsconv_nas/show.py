@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from bsconv_nas.cost.budget import format_quantity
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.search.record import Record, Trial
+from bsconv_nas.search.record import Record, State, Trial
 from bsconv_nas.search.status import Status, status
 from bsconv_nas.space.summary import Column, Summary
 
 if TYPE_CHECKING:
-    from bsconv_nas.doctor import Finding
+    from bsconv_nas.report.tables import Row
     from bsconv_nas.run import Run
 
-__all__ = ["Progress", "print_findings", "print_front", "print_run", "print_status", "print_summary", "print_verdict"]
+__all__ = ["Progress", "print_front", "print_run", "print_status", "print_summary", "print_verdict"]
 
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
+ENDED: tuple[State, ...] = ("complete", "stopped", "failed")
 BAR = 30  # characters of a histogram's longest bar
 
 
@@ -41,7 +43,8 @@ def _table(*headers: str) -> RichTable:
 def print_summary(console: Console, name: str, input_size: tuple[int, ...], summary: Summary) -> None:
     """Print a search space."""
     size = "x".join(str(n) for n in input_size)
-    console.print(f"[bold]{escape(name)}[/]: {summary.networks:.4g} distinct networks for images of {size}")
+    count = f"{summary.networks:,}" if summary.networks < 10**12 else f"{summary.networks:.3g}"
+    console.print(f"[bold]{escape(name)}[/]: {count} distinct networks for images of {size}")
     table = _table("dimension", "options", "acts on")
     for dimension in summary.dimensions:
         options = ", ".join(str(option) for option in dimension.options)
@@ -51,6 +54,7 @@ def print_summary(console: Console, name: str, input_size: tuple[int, ...], summ
     for entry in summary.fixed:
         fixed.add_row(escape(entry.name), escape(entry.reason))
     console.print(fixed)
+    console.print(f"costs of all networks, and of {sum(summary.columns[0].counts):,} drawn at random:")
     for column in summary.columns:
         _print_column(console, column)
 
@@ -67,63 +71,93 @@ def _print_column(console: Console, column: Column) -> None:
     longest = max(*column.counts, 1)
     for start, end, count in zip(column.edges, column.edges[1:], column.counts, strict=False):
         edge = f"{format_quantity(start, column.name):>8} to {format_quantity(end, column.name):<8}"
-        console.print(f"  {edge} {'#' * round(BAR * count / longest)} {count}", markup=False)
+        bar = "#" * (round(BAR * count / longest) or int(count > 0))
+        console.print(f"  {edge} {count:>6} {bar}".rstrip(), markup=False)
 
 
 class Progress:
-    """Shows how far a search is: a live line in a terminal, plain lines now and then elsewhere.
+    """Shows how far a search or a retraining is: a live picture in a terminal, plain lines now and then elsewhere.
 
-    Called with the record after every event.
+    Called with the record after every event; nothing is shown before the first.
     """
 
     def __init__(self, console: Console, experiment: Experiment, kind: str = "search") -> None:
-        self._console, self._experiment, self._retraining = console, experiment, kind == "retrain"
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Bar(*columns, console=console, disable=not console.is_terminal)
+        self._console, self._experiment, self._look = console, experiment, _LOOKS[kind]
+        columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = Bar(*columns, console=console)
         self._task = self._bar.add_task("starting", total=None)
-        self._last = 0.0
-        self._ended = -1
+        self._live = Live(console=console, refresh_per_second=4)
+        self._next = 0.0
+        self._shown: tuple[int, str] = (-1, "")
 
     def __enter__(self) -> Progress:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def __call__(self, record: Record) -> None:
-        """Show the state that one more event led to; plain lines come at most every few seconds."""
-        now = time.monotonic()
-        trials = [t for t in record.trials.values() if (t.started.kind == "retrain") == self._retraining]
-        ended = sum(trial.state != "running" for trial in trials)
-        due = ended != self._ended and now - self._last >= PLAIN_EVERY
-        if not (self._console.is_terminal or due):
-            return
-        self._last, self._ended = now, ended
-        found = status(record, self._experiment)
-        planned = None if self._retraining else found.planned
-        line = _retraining_line(trials) if self._retraining else _line(found)
+        """Show the state that one more event led to."""
+        look = self._look(record, self._experiment)
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=ended, total=planned, description=line)
-        else:
-            self._console.print(f"{ended}/{planned or len(trials)} {line}", markup=False, soft_wrap=True)
+            self._bar.update(self._task, completed=look.ended, total=look.planned, description=look.line)
+            self._live.update(Group(self._bar, Text(look.front, overflow="ellipsis", no_wrap=True)))
+            self._live.start()
+        elif look.ended != self._shown[0] and (time.monotonic() >= self._next or look.ended == look.planned):
+            self._print(look)
+
+    def _print(self, look: _Look) -> None:
+        """Print a plain line, with the front where it has moved."""
+        front = f"; {look.front}" if look.front != self._shown[1] else ""
+        self._console.print(f"{look.ended}/{look.planned} {look.line}{front}", markup=False, soft_wrap=True)
+        self._shown = look.ended, look.front
+        self._next = time.monotonic() + PLAIN_EVERY
 
 
-def _retraining_line(trials: Iterable[Trial]) -> str:
-    epochs = sum(trial.epochs for trial in trials)
-    return f"retraining, {epochs} epochs trained"
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a progress line says."""
+
+    ended: int
+    planned: int
+    line: str
+    front: str = ""
+
+
+def _look_at_search(record: Record, experiment: Experiment) -> _Look:
+    found = status(record, experiment)
+    ended = sum(found.total(state) for state in ENDED)
+    members = [record.trials[number] for number in found.front]
+    members.sort(key=lambda trial: trial.started.costs["macs"])
+    front = ", ".join(_result(trial) for trial in members)
+    return _Look(ended, found.planned, _line(found), f"front: {front}" if front else "")
+
+
+def _look_at_retraining(record: Record, experiment: Experiment) -> _Look:
+    from bsconv_nas.search.retrain import outlook
+
+    ended, planned, eta = outlook(record, experiment.resources.workers)
+    epochs = sum(trial.epochs for trial in record.trials.values() if trial.state == "running")
+    return _Look(ended, planned, f"retraining, {epochs} epochs of those at work{_left(eta)}")
+
+
+_LOOKS = {"search": _look_at_search, "retrain": _look_at_retraining}
+
+
+def _result(trial: Trial) -> str:
+    return f"{trial.metrics['val_accuracy']:.2%} at {format_quantity(trial.started.costs['macs'], 'macs')} MACs"
 
 
 def _line(found: Status) -> str:
-    best = "no result yet"
-    if found.best is not None:
-        macs = format_quantity(found.best.started.costs["macs"], "macs")
-        best = f"best {found.best.metrics['val_accuracy']:.2%} at {macs} MACs"
-    eta = "" if found.eta_seconds is None else f", ETA {_duration(found.eta_seconds)}"
+    best = "no result yet" if found.best is None else f"best {_result(found.best)}"
     failed = f", {found.total('failed')} failed" if found.total("failed") else ""
-    return f"{best}, front of {len(found.front)}{failed}{eta}"
+    return f"{best}, front of {len(found.front)}{failed}{_left(found.eta_seconds)}"
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f", ETA {_duration(seconds)}"
 
 
 def _duration(seconds: float) -> str:
@@ -144,54 +178,47 @@ def print_status(console: Console, run: Run) -> None:
     seconds = f"{_duration(found.device_seconds)} of training in {_duration(found.wall_seconds)}"
     console.print(f"{_line(found)}; {seconds}", markup=False)
     if not found.finished:
-        console.print(f"go on with: bsconv-nas resume {run.path}", markup=False, soft_wrap=True)
+        console.print(f"if nothing is at work on it: bsconv-nas resume {run.path}", markup=False, soft_wrap=True)
 
 
 def print_front(console: Console, run: Run) -> None:
-    """Print the front as a table."""
-    table = _table("key", "kind", "accuracy", "MACs", "parameters", "memory", "depths and widths", "operators")
-    for row in run.front.to_dict("records"):
+    """Print the front as a table, with each member's lead over the best uniform network that costs no more."""
+    from bsconv_nas.report.quantities import COSTS
+    from bsconv_nas.report.tables import front_table
+
+    rows = front_table(run.view())
+    if not rows:
+        console.print("No trial is complete yet.")
+        return
+    costs = [COSTS[column] for column in rows[0].costs]
+    table = _table("key", "kind", "accuracy", "over uniform", *costs, "blocks", "channels", "operators")
+    for row in rows:
         table.add_row(*_front_row(row))
     console.print(table)
 
 
-def _front_row(row: dict[Any, Any]) -> list[str]:
-    chosen = {
-        kind: [(str(n), v) for n, v in row.items() if str(n).startswith(f"{kind}.")]
-        for kind in ("depth", "width", "conv")
-    }
-    sizes = ", ".join(
-        f"{name.partition('.')[2]} {value}" for kind in ("depth", "width") for name, value in chosen[kind]
-    )
-    operators = pd.Series([value for _, value in chosen["conv"]], dtype=str).value_counts()
-    costs = [format_quantity(row[column], column) for column in ("macs", "params", "memory")]
-    mix = ", ".join(f"{count} {name}" for name, count in operators.items())
-    return [row["key"], row["kind"], f"{row['val_accuracy']:.2%}", *costs, escape(sizes), escape(mix)]
+def _front_row(row: Row) -> list[str]:
+    lead = "" if row.gap is None else f"{100 * row.gap:+.2f}"
+    costs = [format_quantity(value, column) for column, value in row.costs.items()]
+    sizes = [" ".join(row.depths), " ".join(row.widths)]
+    mix = ", ".join(f"{count} {option}" for option, count in row.layers.items())
+    return [row.key, row.kind, f"{row.accuracy:.2%}", lead, *costs, *sizes, escape(mix)]
 
 
 def print_run(console: Console, run: Run) -> None:
     """Print what a search ended with, and what can be done next."""
-    finished = run.record.notes and run.record.notes[-1].what != "interrupted"
     print_front(console, run)
+    after = "report" if status(run.record, run.experiment).finished else "resume"
     console.print(f"run folder: {run.path}", markup=False, soft_wrap=True)
-    after = "report" if finished else "resume"
     console.print(f"next: bsconv-nas {after} {run.path}", markup=False, soft_wrap=True)
 
 
 def print_verdict(console: Console, run: Run) -> None:
-    """Print what a retraining found."""
-    verdicts = [note.detail["sentences"] for note in run.record.notes if note.what == "verdict"]
-    for sentence in verdicts[-1] if verdicts else []:
-        console.print(sentence, markup=False, soft_wrap=True)
-    if not (verdicts and verdicts[-1]):
-        console.print("No comparison: the run has no uniform network of like cost that is complete.", markup=False)
-
-
-def print_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """Print the findings of the doctor."""
-    for finding in findings:
-        console.print(
-            f"{'ok ' if finding.well else 'BAD'} {finding.name}: {finding.found}", markup=False, soft_wrap=True
-        )
-        if not finding.well:
-            console.print(f"    {finding.mend}", markup=False, soft_wrap=True)
+    """Print what a retraining found, or how to go on with one that was interrupted."""
+    ends = [note for note in run.record.notes if note.what in ("verdict", "interrupted")]
+    if ends[-1].what == "interrupted":
+        lines = [f"interrupted; go on with: bsconv-nas retrain {run.path}"]
+    else:
+        lines = ends[-1].detail["sentences"] or ["No comparison: no uniform network of like cost was retrained."]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

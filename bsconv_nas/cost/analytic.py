@@ -201,31 +201,35 @@ class CostModel:
             yield self._tabulate(node, index, self._groups_of(index, node), cost)
 
     def _groups_of(self, index: int, node: Node) -> list[int]:
-        reads = node.spec is not None or node.op == "linear"
-        return [*([self.table.input_group(index)] if reads else []), node.group]
+        return [*([self.table.input_group(index)] if node.is_layer else []), node.group]
 
     def _size(self, node: Node) -> tuple[int, ...]:
-        """Return the size (H, W) that a node reads, or the values per channel that a linear layer reads."""
-        if not node.inputs:
+        """Return the size (H, W) that a convolution reads, or the values per channel that a linear layer reads."""
+        if not node.is_layer:
             return ()
         before = self.table.graph.nodes[node.inputs[0]]
-        return (before.features,) if node.op == "linear" else before.shape[1:]
+        return before.shape[1:] if node.spec else (before.features,)
 
     # Memory: what is live at each step.
 
+    def peaks(self, population: Population) -> npt.NDArray[np.float64]:
+        """Return the values that are live at each step of the graph, shape (n, steps); memory is their maximum."""
+        return self._peaks(population, np.ascontiguousarray(np.asarray(population, dtype=np.int64).T))
+
     def _memory(self, population: Population, by_dimension: Ints) -> Ints:
+        peaks: npt.NDArray[np.float64] = self._peaks(population, by_dimension).max(axis=1)
+        return BYTES * peaks.astype(np.int64)
+
+    def _peaks(self, population: Population, by_dimension: Ints) -> npt.NDArray[np.float64]:
         groups = range(len(self.table.graph.groups))
         channels = np.stack([self.table.channels(population, g) for g in groups], axis=1)
-        peak = np.zeros(len(population), dtype=np.float64)
         live = channels.astype(np.float64) @ self._others.T
         for i, step in enumerate(self._steps):
-            need = live[:, i]
             if step.own is not None:
-                need = need + step.own.table[:, 0].take(step.own.index(by_dimension))
+                live[:, i] += step.own.table[:, 0].take(step.own.index(by_dimension))
             if step.block is not None:
-                need = need * self.table.alive(population, step.block)
-            np.maximum(peak, need, out=peak)
-        return BYTES * peak.astype(np.int64)
+                live[:, i] *= self.table.alive(population, step.block)
+        return live
 
     @cached_property
     def _others(self) -> npt.NDArray[np.float64]:
@@ -252,7 +256,7 @@ class CostModel:
             reads = {storage[source] for source in node.inputs} - trained
             if node.spec is not None and node.alias is None:
                 dying = {s for s in reads if last[s] == i}
-                yield _Step(self._values(live - dying), node.block, self._peak(i, node, bool(dying)))
+                yield _Step(self._values(live - dying), node.block, self._peak(i, node, dying))
             live |= {storage[i]} - trained
             if node.spec is None:
                 yield _Step(self._values(live), node.block, None)
@@ -265,16 +269,17 @@ class CostModel:
             out[node.group] += node.pixels
         return out
 
-    def _peak(self, index: int, node: Node, dying: bool) -> _Factor:
+    def _peak(self, index: int, node: Node, dying: set[int]) -> _Factor:
         """Return the peak inside a convolution: its input, if it dies here, and its primitives' outputs in turn."""
         size = self._size(node)
-        groups = [self.table.input_group(index), node.group]
+        entering = [self.table.graph.nodes[s] for s in dying]
+        groups = [self.table.input_group(index), node.group, *(before.group for before in entering)]
 
         def peak(operator: str, widths: Sequence[int]) -> list[int]:
-            entering = widths[0] * math.prod(size) if dying else 0
-            shapes = primitive_shapes(_resized_plan(node, operator, widths), (size[0], size[1]))
+            held = sum(width * before.pixels for width, before in zip(widths[2:], entering, strict=True))
+            shapes = primitive_shapes(_resized_plan(node, operator, widths[:2]), (size[0], size[1]))
             written = [math.prod(shape) for shape in shapes]
-            return [max(a + b for a, b in zip([entering, *written], written, strict=False))]
+            return [max(a + b for a, b in zip([held, *written], written, strict=False))]
 
         return _flat(*self._tabulate(node, index, groups, peak))
 
@@ -289,13 +294,13 @@ def _node_costs(size: tuple[int, ...], node: Node, operator: str, widths: Sequen
     if node.spec is not None:
         primitives = _resized_plan(node, operator, widths)
         macs, params = plan_macs(primitives, (size[0], size[1])), plan_parameters(primitives)
-    elif node.op == "linear" and node.macs == 0:
+    elif node.bias is not None:
         macs = widths[0] * size[0] * widths[-1]
         params = macs + widths[-1] * node.bias
     else:
-        macs = node.macs + node.macs_per_channel * widths[-1]
-        params = node.params + node.params_per_channel * widths[-1]
-    return macs, 0 if node.shared else params
+        macs = node.macs_per_channel * widths[-1]
+        params = node.params_per_channel * widths[-1]
+    return macs + node.macs, node.params + (0 if node.shared else params)
 
 
 def _storages(nodes: Sequence[Node]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -31,7 +31,7 @@ def parse_quantity(value: object, column: str) -> int:
     (2500000, 1572864)
     """
     units = UNITS["macs" if column == FLOPS else column]
-    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+    match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+]?[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
     by_case = {unit.lower(): factor for unit, factor in units.items()}
     if isinstance(value, bool) or match is None or match[2].lower() not in by_case:
         shown = ", ".join(unit for unit in units if unit)
@@ -58,9 +58,12 @@ class Budget:
 
     >>> str(Budget(macs="40M", memory=["1MiB", "2MiB"]))
     'macs <= 40 M and 1 MiB <= memory <= 2 MiB'
+    >>> str(Budget(flops="80M"))
+    'flops <= 80 M (2 x macs)'
     """
 
     bounds: Mapping[str, tuple[int, int]]
+    in_flops: bool = field(compare=False)  # MACs are shown and written as they were given
 
     def __init__(self, **columns: Any) -> None:
         """Read an upper bound or a band `[low, high]` for each column; `flops` is read as twice the MACs.
@@ -78,6 +81,7 @@ class Budget:
                 raise BudgetError("A budget must bound MACs once, but got both 'macs' and 'flops': keep one of them.")
             bounds[name] = (-(-low // 2), high // 2) if column == FLOPS else (low, high)
         object.__setattr__(self, "bounds", bounds)
+        object.__setattr__(self, "in_flops", FLOPS in columns)
 
     def feasible(self, costs: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
         """Return which networks keep every bound, shape (n,)."""
@@ -91,9 +95,17 @@ class Budget:
             total += np.maximum(values - high, 0) / max(high, 1) + np.maximum(low - values, 0) / max(low, 1)
         return total
 
+    def _given(self) -> dict[str, tuple[int, int]]:
+        """Return the bounds in the columns that the user wrote."""
+        if not self.in_flops:
+            return dict(self.bounds)
+        low, high = self.bounds["macs"]
+        rest = {column: bounds for column, bounds in self.bounds.items() if column != "macs"}
+        return {FLOPS: (2 * low, 2 * high), **rest}
+
     def to_json(self) -> dict[str, list[int]]:
         """Return the bounds as plain JSON values."""
-        return {column: list(bounds) for column, bounds in self.bounds.items()}
+        return {column: list(bounds) for column, bounds in self._given().items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Sequence[int]]) -> Budget:
@@ -102,9 +114,10 @@ class Budget:
 
     def __str__(self) -> str:
         parts = []
-        for column, (low, high) in self.bounds.items():
-            upper = f"{column} <= {format_quantity(high, column)}"
-            parts.append(f"{format_quantity(low, column)} <= {upper}" if low else upper)
+        for column, (low, high) in self._given().items():
+            lower = f"{format_quantity(low, column)} <= " if low else ""
+            unit = " (2 x macs)" if column == FLOPS else ""
+            parts.append(f"{lower}{column} <= {format_quantity(high, column)}{unit}")
         return " and ".join(parts) or "no bound"
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from bsconv_nas.decompositions import parse_option, plan
+from bsconv_nas.decompositions import Conv, parse_option, plan
 from bsconv_nas.errors import SpaceError, suggest
 from bsconv_nas.network.layers import layer
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture, Node, Table
 
-__all__ = ["build", "instantiate"]
+__all__ = ["build", "instantiate", "seeded_build"]
 
 
 def instantiate(base: Base) -> nn.Module:
@@ -65,7 +67,7 @@ def _import(name: str) -> Any:
 
 def _suggest(attribute: str, module: Any) -> str:
     public = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name))]
-    return suggest(attribute, public) if len(public) <= 30 else suggest(attribute, [*public[:0], attribute])
+    return suggest(attribute, difflib.get_close_matches(attribute, public, n=5, cutoff=0.0) or public)
 
 
 def _declared(factory: Any, base: Base) -> dict[str, int]:
@@ -88,30 +90,61 @@ def build(base: Base | nn.Module, table: Table, architecture: Architecture) -> n
         architecture: one of its networks.
     """
     module = instantiate(base) if isinstance(base, Base) else copy.deepcopy(base)
-    row = architecture.indices
+    row, places = architecture.indices, _places(module)
     for index, node in enumerate(table.graph.nodes):
-        if node.path and not node.shared and table.is_alive(row, node.block) and node.op != "get_attr":
-            replacement = _layer(module.get_submodule(node.path), table, row, index)
-            if replacement is not None:
-                _replace(module, node.path, replacement)
+        if not node.path or node.shared or not table.is_alive(row, node.block) or not _varies(table, index):
+            continue
+        if node.op == "get_attr":
+            _resize_parameter(module, node.path, table.channels_of(row, node.group))
+            continue
+        host = module.get_submodule(node.path)
+        replacement = _layer(host, table, row, index)
+        if replacement is not None:
+            _replace(module, places[host], replacement)
     for number, block in enumerate(table.graph.blocks):
         if not table.is_alive(row, number):
-            _replace(module, block.path, nn.Identity())
+            _replace(module, [block.path], nn.Identity())
     return module.train()
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
+def _places(root: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return every path of each module: one that is shared has several."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(path)
+    return places
+
+
+def _varies(table: Table, index: int) -> bool:
+    """Return whether the search may change a node: its operator, or a width that it reads or writes."""
+    node = table.graph.nodes[index]
+    groups = {node.group, *(table.graph.nodes[i].group for i in node.inputs)}
+    return index in table.conv_dimension or any(group in table.width_dimension for group in groups)
+
+
+def _replace(root: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
+    """Put `module` at some paths, on the device and with the type of what stands there."""
+    weight = next(root.get_submodule(paths[0]).parameters(), None)
+    if weight is not None:
+        module = module.to(weight.device, weight.dtype)
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(root.get_submodule(parent), name, module)
+
+
+def _resize_parameter(root: nn.Module, path: str, channels: int) -> None:
+    """Give a bare parameter with one value a channel other channels; its values are repeated or cut."""
+    owner, _, name = path.rpartition(".")
+    weight = root.get_parameter(path).detach()
+    axis = weight.shape.index(weight.numel())
+    index = torch.arange(channels, device=weight.device) % weight.numel()
+    root.get_submodule(owner).register_parameter(name, nn.Parameter(weight.index_select(axis, index)))
 
 
 def _layer(host: nn.Module, table: Table, row: tuple[int, ...], index: int) -> nn.Module | None:
     """Return what stands in for `host`, or None where it stays as it is."""
     node = table.graph.nodes[index]
     place = table.conv_dimension.get(index)
-    groups = {node.group, *(table.graph.nodes[i].group for i in node.inputs)}
-    if place is None and not any(group in table.width_dimension for group in groups):
-        return None
     c_out = table.channels_of(row, node.group)
     if node.spec is not None:
         operator = "regular" if place is None else str(table.dimensions[place].options[row[place]])
@@ -132,21 +165,33 @@ def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
     if isinstance(host, nn.Conv2d):  # depthwise: what else is grouped is fixed
         return _depthwise(host, c_out)
     if isinstance(host, nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d):
-        kind: Any = type(host)
-        norm: nn.Module = kind(c_out, host.eps, host.momentum, host.affine, host.track_running_stats)
-        if host.affine and not host.weight.is_meta and not host.weight.any():
-            nn.init.zeros_(norm.get_parameter("weight"))  # blocks that start as the identity stay so
-        return norm
-    if isinstance(host, nn.PReLU):
-        return nn.PReLU(c_out if host.num_parameters > 1 else 1)
+        return _norm(host, c_out)
+    if isinstance(host, nn.PReLU) and host.num_parameters > 1:
+        return _prelu(host, c_out)
     return None
 
 
-def _depthwise(host: nn.Conv2d, channels: int) -> nn.Conv2d:
-    kind: Any = nn.Conv2d
-    like = (host.kernel_size, host.stride, host.padding, host.dilation, channels, host.bias is not None)
-    depthwise: nn.Conv2d = kind(channels, channels, *like, host.padding_mode)
-    return depthwise
+def _norm(host: nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d, channels: int) -> nn.Module:
+    """Return a fresh norm; blocks that start as the identity, by a weight of zero, stay so."""
+    kind: Any = type(host)
+    norm: nn.Module = kind(channels, host.eps, host.momentum, host.affine, host.track_running_stats)
+    if host.affine and not host.weight.is_meta and not host.weight.any():
+        nn.init.zeros_(norm.get_parameter("weight"))
+    return norm
+
+
+def _prelu(host: nn.PReLU, channels: int) -> nn.PReLU:
+    module = nn.PReLU(channels)
+    with torch.no_grad():
+        module.weight.copy_(host.weight.mean())
+    return module
+
+
+def _depthwise(host: nn.Conv2d, channels: int) -> nn.Module:
+    kind: Any = Conv
+    shape = (host.kernel_size, host.stride, host.padding, host.dilation)
+    conv = kind("depthwise", channels, channels, *shape, channels, host.bias is not None, host.padding_mode, gain=2.0)
+    return layer((conv,))
 
 
 def seeded_build(base: Base | nn.Module, table: Table, architecture: Architecture, seed: int) -> nn.Module:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import copy
+import warnings
 
 import torch
-from fvcore.nn.flop_count import FlopCountAnalysis
 from torch import nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # it compiles a loss with torch.jit.script when imported
+    from fvcore.nn.flop_count import FlopCountAnalysis
 
 __all__ = ["fvcore_macs"]
 
@@ -19,9 +23,8 @@ def fvcore_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     >>> fvcore_macs(nn.Conv2d(3, 8, 3, padding=1), (3, 8, 8)) == 3 * 8 * 9 * 64
     True
     """
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    training = model.training
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, *input_size))
-    total = int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
-    model.train(training)
-    return total
+    copied = copy.deepcopy(model).eval()
+    analysis = FlopCountAnalysis(copied, torch.zeros(1, *input_size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace, by which it counts, is deprecated and chatty
+        return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())

@@ -19,7 +19,8 @@ def pick(trials: pd.DataFrame, front: pd.DataFrame, how: str, cost: str = "macs"
     Args:
         trials: all trials of a run.
         front: its non-dominated ones.
-        how: `best` (highest validation accuracy), `knee`, or the first digits of a key.
+        how: `best` (the front's highest validation accuracy; of equal ones the cheapest), `knee`, or the first digits
+            of a key.
         cost: the cost column of the front.
 
     Raises:
@@ -29,7 +30,7 @@ def pick(trials: pd.DataFrame, front: pd.DataFrame, how: str, cost: str = "macs"
     if complete.empty or front.empty:
         raise RecordError("A network can be picked once a trial is complete, but this run has none: search on.")
     if how == "best":
-        return int(complete.nlargest(1, "val_accuracy")["number"].iloc[0])
+        return int(front.nlargest(1, "val_accuracy")["number"].iloc[0])
     if how == "knee":
         return int(front.iloc[knee(front[cost].to_numpy(float), front["val_accuracy"].to_numpy(float))]["number"])
     return _by_prefix(complete, front, how)

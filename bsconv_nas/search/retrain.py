@@ -1,43 +1,30 @@
-"""Finalists and uniform networks of like cost, trained in full with several seeds: what mixing gains.
+"""Finalists and uniform networks of like cost, trained in full with several seeds.
 
-A front is selected by noisy values, so it is judged by retrained means (winner's curse). The test split is evaluated
-once, by the last epoch of each of these trials.
+The test split is evaluated once in each of these trials, by its last epoch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
-from bsconv_nas.cost.budget import format_quantity
-from bsconv_nas.errors import RecordError
+from bsconv_nas.errors import RecordError, SearchError
+from bsconv_nas.search.driver import RETRIES
 from bsconv_nas.search.pick import knee
-from bsconv_nas.search.record import Ended, EpochDone, Event, Note, Record, Started, State, Trial
-from bsconv_nas.search.store import Store
+from bsconv_nas.search.record import Ended, EpochDone, Event, Note, Record, State, Trial
+from bsconv_nas.search.store import Store, kept
 from bsconv_nas.search.trial import Job, Metrics, trial_seed
-from bsconv_nas.space.table import Architecture, Table
+from bsconv_nas.space.table import Architecture
 
-__all__ = ["Comparison", "Pair", "Retraining", "chosen", "comparisons", "uniform_operator", "verdict"]
+__all__ = ["Pair", "Retraining", "chosen", "outlook"]
 
 LIKE_COST = (0.7, 1.05)  # of a member's MACs
 RIVALS = 2  # uniform networks of like cost for each member
-CONFIDENCE = 0.95
-Floats = npt.NDArray[np.float64]
-
-
-def uniform_operator(table: Table, indices: Sequence[int]) -> str | None:
-    """Return the operator that a network has at all its places, or None if it mixes."""
-    resolved = table.resolve(indices)
-    names = {str(value) for name, value in resolved.items() if name.startswith("conv.")}
-    options = {str(table.dimensions[d].options[indices[d]]) for d in set(table.conv_dimension.values())}
-    return (options.pop() if len(options) == 1 else names.pop().partition(":")[0]) if len(names) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +55,11 @@ def chosen(trials: pd.DataFrame, found: pd.DataFrame, members: int) -> list[Pair
 
 
 def _spread(found: pd.DataFrame, members: int) -> list[int]:
-    cost = np.log2(found["macs"].to_numpy(float))
+    macs = found["macs"].to_numpy(float)
     accuracy = found["val_accuracy"].to_numpy(float)
-    order = list(dict.fromkeys([int(np.argmax(accuracy)), knee(cost, accuracy)]))[:members]
+    order = list(dict.fromkeys([int(np.argmax(accuracy)), knee(macs, accuracy)]))[:members]
     while len(order) < min(members, len(found)):
-        distance = np.abs(cost[:, None] - cost[order]).min(axis=1)
+        distance = np.abs(np.log2(macs[:, None] / macs[order])).min(axis=1)
         distance[order] = -1.0
         order.append(int(np.argmax(distance)))
     return [int(found.iloc[i]["number"]) for i in order]
@@ -81,16 +68,15 @@ def _spread(found: pd.DataFrame, members: int) -> list[int]:
 def _rivals(found: pd.DataFrame, baselines: pd.DataFrame, number: int) -> tuple[int, ...]:
     macs = float(found.loc[found["number"] == number, "macs"].iloc[0])
     low, high = (share * macs for share in LIKE_COST)
-    like = baselines[baselines["macs"].between(low, high) & (baselines["number"] != number)]
-    if like.empty:
-        like = baselines[(baselines["macs"] <= high) & (baselines["number"] != number)]
-    return tuple(int(n) for n in like.nlargest(RIVALS, "val_accuracy")["number"])
+    others = baselines[(baselines["macs"] <= high) & (baselines["number"] != number)]
+    like = others[others["macs"] >= low]
+    return tuple(int(n) for n in (others if like.empty else like).nlargest(RIVALS, "val_accuracy")["number"])
 
 
 class Retraining:
     """The driver of a retraining: fixed jobs, each recorded as a `retrain` trial. No Ray.
 
-    Jobs that an interrupted retraining has completed are not run again.
+    Jobs that an earlier retraining has completed are not run again, and those that it left open are gone on with.
 
     Args:
         store: the run's folder, locked by the caller.
@@ -101,30 +87,43 @@ class Retraining:
     """
 
     def __init__(
-        self, store: Store, pairs: Sequence[Pair], seeds: int, epochs: int, on_change: Callable[[Record], None]
+        self,
+        store: Store,
+        pairs: Sequence[Pair],
+        seeds: int,
+        epochs: int,
+        on_change: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self._store, self._epochs, self._on_change = store, epochs, on_change
         self.record = store.record()
-        numbers = dict.fromkeys(n for pair in pairs for n in (pair.member, *pair.rivals))
+        networks = [self.record.trials[n] for n in dict.fromkeys(n for p in pairs for n in (p.member, *p.rivals))]
         run_seed = store.experiment.search.seed
-        jobs = [
-            (self.record.trials[n], trial_seed(run_seed, f"{self.record.trials[n].started.key}:{replicate}"))
+        self._jobs = deque(
+            (network, trial_seed(run_seed, f"{network.started.key}:{replicate}"))
             for replicate in range(seeds)
-            for n in numbers
-        ]
-        retrained = [t for t in self.record.trials.values() if t.started.kind == "retrain"]
-        known = {(t.started.key, t.started.seed): t for t in retrained if t.state in ("complete", "running")}
-        self._open = [known[job] for trial, seed in jobs if (job := (trial.started.key, seed)) in known]
-        self._open = [trial for trial in self._open if trial.state == "running"]
-        self._jobs = [(trial, seed) for trial, seed in jobs if (trial.started.key, seed) not in known]
+            for network in networks
+        )
+        self._waiting: deque[int] = deque()
         self._running: set[int] = set()
-        self.planned = len(jobs)
+        self._causes: list[str] = []  # of those that ended, empty without failure
         self.interrupted = False
+
+    def begin(self) -> None:
+        """Say how many trainings are to come, and settle what an earlier retraining did."""
+        asked = [(network.started.key, seed) for network, seed in self._jobs]
+        known = {
+            (trial.started.key, trial.started.seed): trial
+            for trial in self.record.trials.values()
+            if trial.started.kind == "retrain" and trial.state in ("complete", "running")
+        }
+        self._jobs = deque(job for job in self._jobs if (job[0].started.key, job[1]) not in known)
+        self._waiting.extend(known[job].number for job in asked if job in known and known[job].state == "running")
+        self._write(Note("retraining", {"trainings": len(self._jobs) + len(self._waiting)}))
 
     @property
     def finished(self) -> bool:
         """Whether nothing runs and nothing more comes."""
-        return not self._running and not self._open and not self._jobs
+        return not (self._running or self._waiting or self._jobs)
 
     @property
     def stopping(self) -> bool:
@@ -133,19 +132,20 @@ class Retraining:
 
     def next_job(self) -> Job | None:
         """Return the next training, or None if there is none."""
-        if self.stopping or not (self._open or self._jobs):
+        if self.stopping or not (self._waiting or self._jobs):
             return None
-        started = self._open.pop(0).started if self._open else self._start(*self._jobs.pop(0))
-        self._running.add(started.number)
-        architecture = Architecture(started.indices, started.key)
-        epochs = self.record.trials[started.number].epochs
-        return Job(started.number, architecture, started.seed, self._store.checkpoint(started.number), epochs)
+        number = self._waiting.popleft() if self._waiting else self._start(*self._jobs.popleft())
+        self._running.add(number)
+        trial = self.record.trials[number]
+        architecture = Architecture(trial.started.indices, trial.started.key)
+        return Job(number, architecture, trial.started.seed, self._store.checkpoint(number), trial.epochs)
 
-    def _start(self, trial: Trial, seed: int) -> Started:
+    def _start(self, network: Trial, seed: int) -> int:
         number = max(self.record.trials) + 1
-        event = dataclasses.replace(trial.started, number=number, kind="retrain", seed=seed, attributes={}, time=0.0)
-        self._write(event)
-        return event
+        self._write(
+            dataclasses.replace(network.started, number=number, kind="retrain", seed=seed, attributes={}, time=0.0)
+        )
+        return number
 
     def epoch_done(self, number: int, epoch: int, metrics: Metrics, seconds: float) -> bool:
         """Record an epoch that took `seconds` [s]; return whether the training goes on."""
@@ -161,104 +161,50 @@ class Retraining:
         self._end(number, "complete")
 
     def failed(self, number: int, cause: str, retry: bool = False) -> None:
-        """Record why a training failed."""
-        self._end(number, "failed", cause)
+        """Record why a training failed; one that may be retried goes on from its checkpoint `RETRIES` times."""
+        if number not in self._running:
+            return  # it had ended, and then its worker broke
+        retries = sum(note.what == "retried" and note.detail["number"] == number for note in self.record.notes)
+        if retry and retries < RETRIES:
+            self._running.discard(number)
+            self._write(Note("retried", {"number": number, "cause": cause}))
+            self._waiting.append(number)
+        else:
+            self._end(number, "failed", cause)
 
     def _end(self, number: int, state: State, cause: str = "") -> None:
         self._running.discard(number)
+        self._causes.append(cause)
         trial = self.record.trials[number]
         self._write(Ended(number, state, trial.epochs, dict(trial.metrics), trial.seconds, cause))
+        self._store.prune_checkpoints(kept(self.record, self._store.experiment))
 
     def close(self) -> None:
-        """Say how the retraining ended."""
+        """Say how the retraining ended.
+
+        Raises:
+            SearchError: all trainings failed.
+        """
         self._write(Note("interrupted" if self.interrupted else "retrained"))
+        if self._causes and all(self._causes):
+            raise SearchError(
+                f"Some training must succeed, but all {len(self._causes)} failed, the last with {self._causes[-1]!r} "
+                f"(run folder {str(self._store.path)!r}): mend the cause and retrain again."
+            )
 
     def _write(self, event: Event) -> None:
         self.record.add(self._store.append(event))
         self._on_change(self.record)
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A retrained member against the best uniform network of like cost.
-
-    `gain` is the difference of mean test accuracies [points], `margin` half its 95 % interval (Welch's t), NaN with
-    fewer than two seeds; `operator` is the rival's, `mixed` whether the member mixes operators at all.
-    """
-
-    key: str
-    macs: int
-    rival: str
-    rival_macs: int
-    operator: str
-    seeds: tuple[int, int]
-    mixed: bool
-    gain: float
-    margin: float
-
-
-def comparisons(record: Record, trials: pd.DataFrame, pairs: Sequence[Pair], table: Table) -> list[Comparison]:
-    """Return each member's comparison; rivals are chosen by their report accuracy, never by the test split."""
-    done = trials[(trials["kind"] == "retrain") & (trials["state"] == "complete")]
-    if "test_accuracy" not in done:
-        return []
-    return [found for pair in pairs if (found := _compare(record, done, pair, table)) is not None]
-
-
-def _compare(record: Record, done: pd.DataFrame, pair: Pair, table: Table) -> Comparison | None:
-    member = record.trials[pair.member].started
-    own = done[done["key"] == member.key]
-    rivals = [record.trials[n].started for n in pair.rivals]
-    rated = [(done.loc[done["key"] == r.key, "report_accuracy"].mean(), r) for r in rivals]
-    rated = [(value, rival) for value, rival in rated if math.isfinite(value)]
-    if own.empty or not rated:
-        return None
-    rival = max(rated, key=lambda pair: pair[0])[1]
-    ours, theirs = (
-        100 * done.loc[done["key"] == key, "test_accuracy"].to_numpy(float) for key in (member.key, rival.key)
-    )
-    return Comparison(
-        member.key,
-        member.costs["macs"],
-        rival.key,
-        rival.costs["macs"],
-        uniform_operator(table, rival.indices) or "uniform",
-        (len(ours), len(theirs)),
-        uniform_operator(table, member.indices) is None,
-        float(ours.mean() - theirs.mean()),
-        _margin(ours, theirs),
-    )
-
-
-def _margin(ours: Floats, theirs: Floats) -> float:
-    if min(len(ours), len(theirs)) < 2:
-        return math.nan
-    if np.ptp(ours) == np.ptp(theirs) == 0:
-        return 0.0
-    interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(CONFIDENCE)
-    return float(interval.high - interval.low) / 2
-
-
-def verdict(found: Sequence[Comparison]) -> tuple[str, ...]:
-    """Return one sentence for each comparison, costliest first: a gain, a loss or a tie, with its 95 % interval.
-
-    >>> c = Comparison("a1", 40_000_000, "b2", 39_000_000, "bsconv_u", (5, 5), True, 0.4, 0.2)
-    >>> print(*verdict([c]))
-    At 40 M MACs mixing gains 0.4 +- 0.2 points over the best uniform network of like cost (bsconv_u, 39 M MACs; test \
-accuracy, 5 against 5 seeds, 95 % interval).
-    """
-    return tuple(_sentence(c) for c in sorted(found, key=lambda c: -c.macs))
-
-
-def _sentence(c: Comparison) -> str:
-    what = "mixing" if c.mixed else "this uniform network"
-    at = f"At {format_quantity(c.macs, 'macs')} MACs"
-    against = f"the best uniform network of like cost ({c.operator}, {format_quantity(c.rival_macs, 'macs')} MACs"
-    measured = f"test accuracy, {c.seeds[0]} against {c.seeds[1]} seeds"
-    if math.isnan(c.margin):
-        return f"{at} {what} differs by {c.gain:+.1f} points from {against}; {measured}: too few for an interval)."
-    interval = f"{abs(c.gain):.1f} +- {c.margin:.1f} points"
-    basis = f"{against}; {measured}, 95 % interval)."
-    if abs(c.gain) <= c.margin:
-        return f"{at} a tie: {what} differs by {c.gain:+.1f} +- {c.margin:.1f} points from {basis}"
-    return f"{at} {what} {'gains' if c.gain > 0 else 'loses'} {interval} {'over' if c.gain > 0 else 'against'} {basis}"
+def outlook(record: Record, workers: int) -> tuple[int, int, float | None]:
+    """Return how many trainings of the last retraining ended and were planned, and the seconds left [s] if known."""
+    begun = next(note for note in reversed(record.notes) if note.what == "retraining")
+    trials = [t for t in record.trials.values() if t.started.kind == "retrain"]
+    ended = [t.seconds for t in trials if t.state != "running" and t.ended >= begun.time]
+    planned = int(begun.detail["trainings"])
+    if not ended:
+        return 0, planned, None
+    mean = sum(ended) / len(ended)
+    half = sum(min(t.seconds, mean) for t in trials if t.state == "running")
+    return len(ended), planned, max(0.0, mean * (planned - len(ended)) - half) / workers

@@ -1,13 +1,14 @@
 """How many distinct networks a space has, exactly.
 
-Given widths and depths, operators are chosen independently, so the count is a sum over widths and depths of a product
-of small factors; variables are eliminated one after the other (bucket elimination) with Python's unbounded integers.
+The count is a sum over widths and depths of a product of small factors; variables are eliminated one after the other
+(bucket elimination) with Python's unbounded integers. Options of an operator dimension differ if they do at one of its
+places: a chain of variables, one a place, holds which of them are still alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,11 @@ from bsconv_nas.space.table import Table
 __all__ = ["count_networks"]
 
 Counts = npt.NDArray[np.object_]
-Factor = tuple[tuple[int, ...], Counts]
+Variable = tuple[
+    int, int
+]  # a width or depth dimension d: (d, 0); what is alike after k places of an operator's: (d, k)
+Factor = tuple[tuple[Variable, ...], Counts]
+Classes = tuple[int, ...]  # of each option; alike options have equal numbers
 
 
 def count_networks(table: Table) -> int:
@@ -28,63 +33,87 @@ def count_networks(table: Table) -> int:
     >>> count_networks(Table(graph, (Dimension("depth.a", "depth", (0, 1, 2), ()),)))
     3
     """
-    factors = [_distinct(table, index) for index in range(len(table.dimensions))]
-    pending = {i for i, d in enumerate(table.dimensions) if d.kind != "conv"}
-    while pending:
-        variable = min(pending, key=lambda v: _cost(table, _joined(factors, v)))
-        touching = [factor for factor in factors if variable in factor[0]]
-        factors = [factor for factor in factors if variable not in factor[0]] + [_eliminate(touching, variable)]
-        pending.remove(variable)
+    factors: list[Factor] = []
+    for index, dimension in enumerate(table.dimensions):
+        factors += _operator_factors(table, index) if dimension.kind == "conv" else [_canonical_factor(table, index)]
+    while pending := {variable for scope, _ in factors for variable in scope}:
+        chosen = min(sorted(pending), key=lambda v: _product_size(_touching(factors, v)))
+        touching = _touching(factors, chosen)
+        factors = [factor for factor in factors if chosen not in factor[0]] + [_eliminate(touching, chosen)]
     return math.prod(int(values.item()) for _, values in factors)
 
 
-def _joined(factors: list[Factor], variable: int) -> set[int]:
-    return {v for scope, _ in factors if variable in scope for v in scope}
+def _touching(factors: Sequence[Factor], variable: Variable) -> list[Factor]:
+    return [factor for factor in factors if variable in factor[0]]
 
 
-def _cost(table: Table, scope: Iterable[int]) -> int:
-    return math.prod(len(table.dimensions[v].options) for v in scope)
+def _product_size(factors: Sequence[Factor]) -> int:
+    sizes = {v: size for scope, values in factors for v, size in zip(scope, values.shape, strict=True)}
+    return math.prod(sizes.values())
 
 
-def _eliminate(factors: list[Factor], variable: int) -> Factor:
+def _eliminate(factors: Sequence[Factor], variable: Variable) -> Factor:
     """Return the sum over `variable` of the product of the factors."""
     scope = tuple(sorted({v for s, _ in factors for v in s}))
     product: Counts = np.ones((), dtype=object)
     for own, values in factors:
-        shape = [values.shape[own.index(v)] if v in own else 1 for v in scope]
-        product = product * values.reshape(shape)
+        order = sorted(range(len(own)), key=own.__getitem__)
+        sizes = dict(zip(own, values.shape, strict=True))
+        product = product * values.transpose(order).reshape([sizes.get(v, 1) for v in scope])
     axis = scope.index(variable)
     return tuple(v for v in scope if v != variable), np.asarray(product.sum(axis=axis), dtype=object)
 
 
-def _distinct(table: Table, index: int) -> Factor:
-    """Return how many options of a dimension differ, over the widths and depths that decide it.
+def _canonical_factor(table: Table, index: int) -> Factor:
+    """Return for a width or depth dimension 1 where its option is canonical, else 0, over what decides that."""
+    scope = sorted({index, *_depths(table, index)})
+    sizes = [len(table.dimensions[d].options) for d in scope]
+    rows = np.zeros((math.prod(sizes), len(table.dimensions)), dtype=np.int64)
+    rows[:, scope] = list(np.ndindex(*sizes))
+    counts = (table.canonical_option(rows, index) == rows[:, index]).astype(object)
+    return tuple((d, 0) for d in scope), counts.reshape(sizes)
 
-    For a width or depth dimension itself, the factor is 1 for the canonical option and 0 for its doubles.
-    """
+
+def _depths(table: Table, index: int) -> Iterator[int]:
+    """Yield the depth dimensions that decide whether the groups of a width dimension are there."""
     dimension = table.dimensions[index]
-    scope = tuple(sorted(_context(table, index)))
-    sizes = [len(table.dimensions[v].options) for v in scope]
-    cells = np.array(list(np.ndindex(*sizes)), dtype=np.int64).reshape(-1, len(scope))
-    rows = np.zeros((len(cells), len(table.dimensions)), dtype=np.int64)
-    rows[:, list(scope)] = cells
-    if dimension.kind == "conv":
-        counts = np.zeros(len(cells), dtype=np.int64)
-        for option in range(len(dimension.options)):
-            rows[:, index] = option
-            counts += table.canonical_option(rows, index) == option
-    else:
-        counts = (table.canonical_option(rows, index) == rows[:, index]).astype(np.int64)
-    return scope, counts.astype(object).reshape(sizes)
+    for group in dimension.members if dimension.kind == "width" else ():
+        block = table.graph.groups[group].block
+        if block is not None and block in table.depth_dimension:
+            yield table.depth_dimension[block]
 
 
-def _context(table: Table, index: int) -> set[int]:
-    """Return the widths and depths that decide which options of a dimension differ, itself if it is one of them."""
-    dimension = table.dimensions[index]
-    found = set() if dimension.kind == "conv" else {index}
-    for member in dimension.members if dimension.kind != "depth" else ():
-        block = table.graph.groups[member].block if dimension.kind == "width" else table.graph.nodes[member].block
-        found.add(table.depth_dimension.get(block, -1) if block is not None else -1)
-        if dimension.kind == "conv":
-            found.add(table.width_dimension.get(table.input_group(member), -1))
-    return found - {-1}
+def _operator_factors(table: Table, index: int) -> Iterator[Factor]:
+    """Yield the chain of an operator dimension: how many of its options differ, over widths and depths."""
+    before: list[Classes] = [(0,) * len(table.dimensions[index].options)]
+    places = dict.fromkeys(_place(table, node) for node in table.dimensions[index].members)  # equal ones once
+    for k, (scope, shape, cells) in enumerate(places):
+        after = sorted({_refined(old, cell) for old in before for cell in cells})
+        values: Counts = np.zeros((len(before), len(cells), len(after)), dtype=object)
+        for i, old in enumerate(before):
+            for j, cell in enumerate(cells):
+                values[i, j, after.index(_refined(old, cell))] = 1
+        yield ((index, k), *((d, 0) for d in scope), (index, k + 1)), values.reshape(len(before), *shape, len(after))
+        before = after
+    yield ((index, len(places)),), np.array([len(set(classes)) for classes in before], dtype=object)
+
+
+def _place(table: Table, node: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Classes, ...]]:
+    """Return the width and depth dimensions that matter to a place, their sizes, and its classes in each cell."""
+    block = table.graph.nodes[node].block
+    found = (
+        table.width_dimension.get(table.input_group(node)),
+        table.depth_dimension.get(-1 if block is None else block),
+    )
+    scope = tuple(d for d in found if d is not None)
+    shape = tuple(len(table.dimensions[d].options) for d in scope)
+    rows = np.zeros((math.prod(shape), len(table.dimensions)), dtype=np.int64)
+    rows[:, scope] = list(np.ndindex(*shape))
+    meanings = table.meanings(rows, node) * table.alive(rows, block)[:, None]
+    return scope, shape, tuple(_refined(row, row) for row in meanings.tolist())
+
+
+def _refined(first: Sequence[int], second: Sequence[int]) -> Classes:
+    """Return the classes of options that are alike in both."""
+    pairs = list(zip(first, second, strict=True))
+    return tuple(pairs.index(pair) for pair in pairs)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from bsconv_nas.decompositions import DECOMPOSITIONS, parse_option
 from bsconv_nas.errors import BsconvNasError, DecompositionError, SpaceError, suggest
+from bsconv_nas.space.base import Base
 
-__all__ = ["Base", "Choices", "Override", "SpaceFile", "load_space_file", "read_toml", "validate"]
+__all__ = ["Choices", "Override", "SpaceFile", "load_space_file", "read_toml", "validate"]
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 Scope = Literal["network", "stage", "block", "layer"]
 Depths = Literal["all", "fixed"] | tuple[int, ...]
 
@@ -35,33 +40,19 @@ def _widths(value: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return value
 
 
-def _depths(value: Depths | None) -> Depths | None:
-    if isinstance(value, tuple) and not (value and all(depth >= 0 for depth in value)):
-        raise ValueError("depths must be a list of whole numbers of at least 0, 'all' or 'fixed'")
-    return value
-
-
-class Base(_Model):
-    """The network that a space starts from: `factory` is an importable `package.module:function`.
-
-    The factory is called with `arguments`, and with `num_classes` and `in_channels` where its signature has them.
-    """
-
-    factory: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    arguments: dict[str, JsonValue] = {}
-    input_size: tuple[int, int, int] = (3, 32, 32)
-    num_classes: int = Field(10, ge=2)
-
-    @field_validator("input_size")
-    @classmethod
-    def _positive(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(value) < 1:
-            raise ValueError("input_size must be (channels, height, width), each at least 1")
+def _depths(value: object) -> object:
+    if value in (None, "all", "fixed"):
         return value
+    if isinstance(value, list | tuple) and value and all(type(depth) is int and depth >= 0 for depth in value):
+        return value
+    raise ValueError("depths must be a list of whole numbers of at least 0, 'all' or 'fixed'")
 
 
 class Override(_Model):
-    """Other options for the places, width groups and stages whose path matches `pattern` (shell wildcards)."""
+    """Other options for the places, width groups and stages whose path matches `pattern` (shell wildcards).
+
+    A width group has the paths of all layers that write it.
+    """
 
     pattern: str
     operators: tuple[str, ...] | None = Field(None, min_length=1)
@@ -70,13 +61,14 @@ class Override(_Model):
 
     _check_operators = field_validator("operators")(_options)
     _check_widths = field_validator("widths")(_widths)
-    _check_depths = field_validator("depths")(_depths)
+    _check_depths = field_validator("depths", mode="before")(_depths)
 
 
 class Choices(_Model):
     """What may vary: operators of each place, width multipliers, blocks kept in each stage.
 
-    `scope` ties operators, `width_scope` ties width groups; `exempt` lists patterns of paths at which nothing varies.
+    `scope` ties operators, `width_scope` ties width groups: `block` means the element of the sequential around a layer,
+    or else its parent module. `exempt` lists patterns of paths at which nothing varies.
     """
 
     operators: tuple[str, ...] = Field(tuple(DECOMPOSITIONS), min_length=1)
@@ -91,7 +83,7 @@ class Choices(_Model):
 
     _check_operators = field_validator("operators")(_options)
     _check_widths = field_validator("widths")(_widths)
-    _check_depths = field_validator("depths")(_depths)
+    _check_depths = field_validator("depths", mode="before")(_depths)
 
 
 class SpaceFile(_Model):
@@ -126,31 +118,43 @@ def validate(model: type[M], data: Any, where: str, error: type[BsconvNasError])
     """Return `data` as `model`, or raise `error` with one sentence about the first thing that is wrong.
 
     Args:
-        model: the pydantic model of a file.
+        model: the pydantic model of a file, or a dataclass.
         data: what was parsed from it.
         where: the file's name, for the message.
         error: the class to raise.
     """
     try:
-        return model.model_validate(data)
+        return TypeAdapter(model).validate_python(data)
+    except BsconvNasError as reason:
+        raise error(f"In {where!r}: {reason}") from None
     except ValidationError as reason:
-        first = reason.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _fields(model, first["loc"][:-1])
-            raise error(f"Unknown key {key!r} in {where!r}: {suggest(str(first['loc'][-1]), known)}.") from None
-        law = first["msg"].removeprefix("Value error, ").rstrip(".")
-        if first["type"] == "missing":
-            raise error(f"{where!r} needs the key {key!r}: add it.") from None
-        raise error(f"Key {key!r} in {where!r}: {law}, but got {first['input']!r}.") from None
+        unknown_first = sorted(reason.errors(), key=lambda details: details["type"] not in UNKNOWN)
+        raise error(_sentence(model, unknown_first[0], where)) from None
 
 
-def _fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+def _sentence(model: type, details: ErrorDetails, where: str) -> str:
+    """Return what is wrong, with the key, the file and the way out."""
+    *parents, last = details["loc"] or ("",)
+    key = ".".join(str(part) for part in (*parents, last))
+    if details["type"] in UNKNOWN:
+        return f"Unknown key {key!r} in {where!r}: {suggest(str(last), _fields(model, parents))}."
+    if details["type"] == "missing" and isinstance(last, str):
+        return f"{where!r} needs the key {key!r}: add it."
+    law = details["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"Key {key!r} in {where!r}: {law}, but got {details['input']!r}."
+
+
+def _fields(model: Any, loc: Sequence[str | int]) -> list[str]:
     """Return the valid keys of the table at `loc` inside `model`."""
     for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            inner = field.annotation
-            arguments = [inner, *getattr(inner, "__args__", ())]
-            model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), model)
-    return list(model.model_fields)
+        if isinstance(part, str):
+            annotation = _annotations(model)[part]
+            model = next((a for a in (annotation, *get_args(annotation)) if _annotations(a)), annotation)
+    return list(_annotations(model))
+
+
+def _annotations(model: Any) -> dict[str, Any]:
+    """Return the type of each field of a pydantic model or a dataclass; of anything else none."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    return {field.name: field.type for field in dataclasses.fields(model)} if dataclasses.is_dataclass(model) else {}

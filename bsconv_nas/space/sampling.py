@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,21 +37,29 @@ def _ends(model: CostModel, pick: Pick) -> Population:
     rows = []
     for column in COLUMNS:
         row = np.zeros((1, len(model.table.sizes)), dtype=np.int64)
-        for kind in ("depth", "width", "conv", "conv"):
+        for kind in ("depth", "width", "conv"):
             for index, dimension in enumerate(model.table.dimensions):
                 if dimension.kind == kind:
                     trial = np.repeat(row, len(dimension.options), axis=0)
                     trial[:, index] = np.arange(len(dimension.options))
-                    row[0, index] = _extreme(model, trial, dimension, column, pick)
+                    row[0, index] = pick(_sizes(model, trial, dimension, column))
         rows.append(row[0])
     return np.array(rows)
 
 
-def _extreme(model: CostModel, trial: Population, dimension: Dimension, column: str, pick: Pick) -> int:
-    if dimension.kind == "conv":
-        return int(pick(model.costs(trial, (column,))[column]))
-    sizes = dimension.options if dimension.kind == "depth" else [sum(c) for c in zip(*dimension.channels, strict=True)]
-    return int(pick(np.array(sizes, dtype=np.int64)))
+def _sizes(model: CostModel, trial: Population, dimension: Dimension, column: str) -> npt.NDArray[Any]:
+    """Return what orders the options of a dimension, each in a row of `trial`, by what they contribute to a column."""
+    sizes: npt.NDArray[Any]
+    if dimension.kind == "depth":
+        sizes = np.array(dimension.options)
+    elif dimension.kind == "width":
+        sizes = np.array(dimension.channels).sum(axis=0)
+    elif column != "memory":
+        sizes = model.costs(trial, (column,))[column]
+    else:  # memory itself would hide the options behind the peak of another place
+        peaks = model.peaks(trial)
+        sizes = peaks[:, (peaks != peaks[0]).any(axis=0)].max(axis=1, initial=0)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,18 @@ class FeasibleSet:
             inside = population[self.violations(population) <= 0]
             if len(inside) == 0:
                 inside = self._repaired(population[: max(1, min(n, 32))], rng)
-            before = len(found)
-            for architecture in self.table.architectures(inside):
-                if architecture.key not in exclude and len(found) < n:
-                    found.setdefault(architecture.key, architecture)
-            fruitless = 0 if len(found) > before else fruitless + 1
+            known = {*exclude, *found}
+            fresh = (a for a in self._distinct(inside) if a.key not in known)
+            drawn = {a.key: a for a in itertools.islice(fresh, n - len(found))}
+            found |= drawn
+            fruitless = 0 if drawn else fruitless + 1
         return list(found.values())
+
+    def _distinct(self, population: Population) -> Iterator[Architecture]:
+        """Yield the networks of a population, each once, in order; they are named as they are asked for."""
+        rows = self.table.canonical(population)
+        _, first = np.unique(rows, axis=0, return_index=True)
+        yield from map(self.table.named, rows[np.sort(first)].tolist())
 
     def _repaired(self, population: Population, rng: np.random.Generator) -> Population:
         rows = [row for start in population if (row := self._walk(start, rng)) is not None]
@@ -178,16 +194,16 @@ class FeasibleSet:
 
         None means that the space is exhausted.
         """
-        if architecture.key not in tried:
-            return architecture
         frontier = np.array([architecture.indices])
+        if architecture.key not in tried and self.violations(frontier)[0] <= 0:
+            return architecture
         for _ in range(3):
             near = np.concatenate([self._neighbours(row) for row in frontier[:64]])
             near = near[self.violations(near) <= 0]
             rng.shuffle(near)
-            for candidate in self.table.architectures(near):
-                if candidate.key not in tried:
-                    return candidate
+            candidate = next((a for a in self._distinct(near) if a.key not in tried), None)
+            if candidate is not None:
+                return candidate
             if len(near) == 0:
                 break
             frontier = near
@@ -212,14 +228,14 @@ class FeasibleSet:
 
     def _operators(self) -> list[str]:
         options = [d.options for d in self.table.dimensions if d.kind == "conv"]
-        return list(dict.fromkeys(str(option) for row in options for option in row))
+        return list(dict.fromkeys(str(option) for row in options for option in row)) or ["regular"]
 
     def _ranked(self, operator: str) -> list[Architecture]:
         """Return the uniform networks of one operator inside the budget, costliest first."""
         population = np.array(list(self._uniform(operator)), dtype=np.int64).reshape(-1, len(self.table.sizes))
         inside = population[self.violations(population) <= 0]
         order = np.argsort(-self.model.costs(inside, ("macs",))["macs"], kind="stable")
-        return list(dict.fromkeys(self.table.architectures(inside[order])))
+        return list(self._distinct(inside[order]))
 
     def _uniform(self, operator: str) -> Iterable[list[int]]:
         """Yield rows with `operator` wherever it is an option, at every pair of width rank and depth rank."""

@@ -34,7 +34,8 @@ class Node:
     `inputs` are node indices. `group` is the width group of the output's channel axis, `features` how many values of
     the first axis one channel stands for (H W behind a flatten). Costs that are linear in the output's channels are
     `macs_per_channel` and `params_per_channel`, constant ones `macs` and `params`; those of an ungrouped convolution
-    follow from `spec` and the plan, those of a linear layer from its two groups and `bias`.
+    follow from `spec` and the plan, those of a linear layer from its two groups and `bias`, which others have not.
+    `element` is the path of the element of a sequential that the node is in, `alias` the node whose memory it writes.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Node:
     group: int
     features: int = 1
     spec: ConvSpec | None = None
-    bias: bool = False
+    bias: bool | None = None
     shared: bool = False
     macs_per_channel: int = 0
     params_per_channel: int = 0
@@ -53,6 +54,12 @@ class Node:
     params: int = 0
     alias: int | None = None
     block: int | None = None
+    element: str = ""
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether this is an ungrouped convolution or a linear layer: it reads one width group and writes another."""
+        return self.spec is not None or self.bias is not None
 
     @property
     def pixels(self) -> int:
@@ -205,9 +212,15 @@ class Table:
         """Return the width group that a node reads."""
         return self.graph.nodes[self.graph.nodes[node].inputs[0]].group
 
-    def _input_option(self, population: Population, node: int) -> npt.NDArray[np.int64]:
+    def meanings(self, population: Population, node: int) -> npt.NDArray[np.int64]:
+        """Return ids of what the options mean at a searched conv node, shape (n, options): equal ids, equal layers."""
+        ids = self._meanings[node][0]
         dimension = self.width_dimension.get(self.input_group(node))
-        return np.zeros(len(population), dtype=np.int64) if dimension is None else population[:, dimension]
+        return (
+            np.broadcast_to(ids[:, 0], (len(population), len(ids)))
+            if dimension is None
+            else ids.T[population[:, dimension]]
+        )
 
     def _same(self, population: Population, index: int, option: int) -> npt.NDArray[np.bool_]:
         """Return where `option` of dimension `index` would give the network that stands in the row, shape (n,)."""
@@ -221,9 +234,8 @@ class Table:
                 equal = table[chosen] == table[option]
             else:
                 block = self.graph.nodes[member].block
-                meaning = self._meanings[member][0]
-                column = self._input_option(population, member)
-                equal = meaning[chosen, column] == meaning[option, column]
+                meanings = self.meanings(population, member)
+                equal = np.take_along_axis(meanings, chosen[:, None], axis=1)[:, 0] == meanings[:, option]
             same &= equal | ~self.alive(population, block)
         return same
 
@@ -294,11 +306,12 @@ class Table:
 
     def architectures(self, population: Population) -> list[Architecture]:
         """Return the canonical architecture of each row of a population whose indices are valid."""
-        return [self._named(tuple(row)) for row in self.canonical(population).tolist()]
+        return [self.named(row) for row in self.canonical(population).tolist()]
 
-    def _named(self, canonical: tuple[int, ...]) -> Architecture:
+    def named(self, canonical: Sequence[int]) -> Architecture:
+        """Return the architecture of a row that is canonical already."""
         text = json.dumps(self.resolve(canonical), sort_keys=True, separators=(",", ":"))
-        return Architecture(canonical, hashlib.sha256(text.encode()).hexdigest()[:16])
+        return Architecture(tuple(canonical), hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def describe(self, architecture: Architecture) -> dict[str, Value]:
         """Return the chosen option of each dimension by name."""

@@ -1,6 +1,6 @@
 """From a module to its graph: one trace with torch.fx on the meta device.
 
-This file and its two neighbours `trace_rules` and `trace_blocks` are the only ones of the room that import torch.
+This file and its neighbours `trace_*` are the only ones of the room that import torch.
 """
 
 from __future__ import annotations
@@ -8,29 +8,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import math
-import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.errors import SpaceError
 from bsconv_nas.space.table import Block, Fixed, Graph, Group, Node
-from bsconv_nas.space.trace_blocks import droppable_blocks, module_paths
-from bsconv_nas.space.trace_rules import (
-    ACTIVATIONS,
-    FUNCTION_ACTIVATIONS,
-    FUNCTION_RULES,
-    MODULE_RULES,
-    NORMS,
-    Rule,
-    Value,
-    Variables,
-    Visit,
-    opaque,
-)
+from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_paths
+from bsconv_nas.space.trace_record import Recorder, label
+from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
+from bsconv_nas.space.trace_values import Variables
 
 __all__ = ["trace"]
 
@@ -49,76 +38,6 @@ def _reads_training(kind: type[nn.Module]) -> bool:
         return False
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph once on the meta device and applies a rule to every node."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.variables = Variables()
-        self.layers: dict[str, tuple[int, int]] = {}
-        self.values: dict[fx.Node, Value] = {}
-        self.fields: dict[fx.Node, dict[str, Any]] = {}
-        self.storages: dict[int, int] = {}
-        self._kept: list[torch.Tensor] = []  # a freed storage's address may come again
-
-    def run_node(self, n: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            result = super().run_node(n)
-        if isinstance(result, torch.Tensor) and n.op != "output":
-            self._record(n, result, counter.get_total_flops() // 2)
-        elif n.op == "output":
-            self._output(n)
-        else:
-            for source in n.all_input_nodes:
-                if source in self.values and not _asks_for_batch(n):
-                    self.variables.fix(self.values[source].variable, f"its size is read by {n.name}")
-        return result
-
-    def _record(self, n: fx.Node, result: torch.Tensor, macs: int) -> None:
-        visit = self._visit(n, tuple(result.shape[1:] if n.op != "get_attr" else result.shape), macs)
-        variable, features = self._rule(n)(visit)
-        storage = self.storages.setdefault(result.untyped_storage()._cdata, len(self.values))
-        visit.fields["alias"] = storage if storage < len(self.values) else None
-        self.fields[n] = visit.fields
-        self.values[n] = Value(variable, features, len(self.values), visit.shape)
-        self._kept.append(result)
-
-    def _visit(self, n: fx.Node, shape: tuple[int, ...], macs: int) -> Visit:
-        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
-        values = [self.values[source] for source in n.all_input_nodes if source in self.values]
-        path = str(n.target) if n.op in ("call_module", "get_attr") else ""
-        return Visit(self.variables, self.layers, n.name, path, n.target, module, n.args, values, shape, macs)
-
-    def _rule(self, n: fx.Node) -> Rule:
-        if n.op == "placeholder":
-            return lambda visit: visit.fresh("the image's channels")
-        if n.op == "get_attr":
-            return self._parameter
-        if n.op == "call_module":
-            return MODULE_RULES.get(type(self.module.get_submodule(str(n.target))), opaque)
-        return FUNCTION_RULES.get(n.target, opaque)
-
-    def _parameter(self, visit: Visit) -> tuple[int, int]:
-        owner, _, name = visit.path.rpartition(".")
-        trained = name in dict(self.module.get_submodule(owner).named_parameters(recurse=False))
-        visit.fields["params"] = math.prod(visit.shape) if trained else 0
-        return visit.fresh(f"the bare parameter {visit.path}")
-
-    def _output(self, n: fx.Node) -> None:
-        for source in n.all_input_nodes:
-            if source in self.values:
-                self.variables.fix(self.values[source].variable, "the network's output")
-
-
-def _asks_for_batch(n: fx.Node) -> bool:
-    """Whether the node reads only the batch size, or a shape of which only that is read."""
-    if n.target == "size" and n.args[1:] == (0,):
-        return True
-    is_shape = n.target == "size" or (n.target is getattr and n.args[1] == "shape")
-    readers = [user.target is operator.getitem and user.args[1] == 0 for user in n.users]
-    return (is_shape and all(readers)) or n.target is operator.getitem
-
-
 def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     """Return the graph of `module` for images of `input_size` (C, H, W), in eval mode, batch 1.
 
@@ -131,8 +50,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     """
     if not isinstance(module, nn.Module):
         raise SpaceError(f"A base must be a torch.nn.Module, but got {type(module).__name__!r}: return the network.")
-    meta = copy.deepcopy(module).to("meta").eval()
-    recorder = _Recorder(fx.GraphModule(meta, _graph(meta)))
+    meta = _without_values(module).eval()
+    recorder = Recorder(fx.GraphModule(meta, _graph(meta)), meta)
     size = f"(1, {', '.join(str(n) for n in input_size)})"
     try:
         with torch.no_grad():
@@ -148,6 +67,13 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
             f"{size}, but returned {_shape_or_type(result)}: flatten and classify, or wrap the network."
         )
     return _assemble(meta, recorder, input_size, int(result.shape[1]))
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Return a copy on the meta device; weights that modules share stay shared."""
+    empty: dict[int, Any] = {id(b): b.to("meta") for b in module.buffers()}
+    empty |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, empty)
 
 
 def _shape_or_type(result: Any) -> str:
@@ -170,75 +96,102 @@ def _place(error: Exception) -> str:
     return f"see {own[-1].filename}:{own[-1].lineno}; " if own else ""
 
 
-def _assemble(module: nn.Module, recorder: _Recorder, input_size: tuple[int, int, int], classes: int) -> Graph:
-    variables = recorder.variables
-    roots = sorted({variables.root(value.variable) for value in recorder.values.values()})
-    blocks = droppable_blocks(module, recorder.values, variables)
-    nodes = tuple(_node(recorder, n, roots, blocks) for n in recorder.values)
+def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int, int], classes: int) -> Graph:
+    variables, values = recorder.variables, recorder.values
+    roots = sorted({variables.root(value.variable) for value in values.values()})
+    blocks = droppable_blocks(module, values, variables)
+    nodes = [_node(module, recorder, n, roots, blocks) for n in values]
+    unread = _count_unread(module, recorder, nodes, blocks)
     resolutions = _resolutions(module, recorder)
-    groups = tuple(_group(nodes, variables, root, i, resolutions) for i, root in enumerate(roots))
-    fixed = tuple(Fixed(f"width.{group.name}", group.reason) for group in groups if group.reason)
-    return Graph(nodes, groups, tuple(blocks), fixed, input_size, classes)
+    groups = tuple(_group(nodes, blocks, variables, root, i, resolutions) for i, root in enumerate(roots))
+    widths = [Fixed(f"width.{group.name}", group.reason) for group in groups if group.reason]
+    fixed = (*recorder.fixed, *_uncalled(module, nodes), *unread, *widths)
+    return Graph(tuple(nodes), groups, tuple(blocks), fixed, input_size, classes)
 
 
-def _node(recorder: _Recorder, n: fx.Node, roots: list[int], blocks: list[Block]) -> Node:
+def _node(module: nn.Module, recorder: Recorder, n: fx.Node, roots: list[int], blocks: list[Block]) -> Node:
     value, fields = recorder.values[n], dict(recorder.fields[n])
     if "spec" in fields:
-        fields["spec"] = dataclasses.replace(fields["spec"], activation=_activation_behind(recorder.module, n))
+        fields["spec"] = dataclasses.replace(fields["spec"], activation=_activation_behind(module, n))
     paths = module_paths(n)
     return Node(
         name=n.name,
-        op=_label(recorder.module, n),
+        op=n.op if n.op in ("placeholder", "get_attr") else _kind(module, n),
         path=str(n.target) if n.op in ("call_module", "get_attr") else "",
-        inputs=tuple(recorder.values[source].node for source in n.all_input_nodes if source in recorder.values),
         shape=value.shape,
         group=roots.index(recorder.variables.root(value.variable)),
         features=value.features,
         block=next((i for i, b in enumerate(blocks) if b.path in paths), None),
+        element=element(module, n),
         **fields,
     )
 
 
-def _label(root: nn.Module, n: fx.Node) -> str:
-    if n.op == "call_module":
-        return type(root.get_submodule(str(n.target))).__name__.lower()
-    return n.op if n.op in ("placeholder", "get_attr") else getattr(n.target, "__name__", str(n.target))
+def _kind(module: nn.Module, n: fx.Node) -> str:
+    return type(module.get_submodule(str(n.target))).__name__ if n.op == "call_module" else label(module, n)
+
+
+def _count_unread(module: nn.Module, recorder: Recorder, nodes: list[Node], blocks: list[Block]) -> list[Fixed]:
+    """Add the parameters that no call reads to a node of the block that holds them, and name them."""
+    for path in recorder.unread.values():
+        block = next((i for i, b in enumerate(blocks) if path.startswith(f"{b.path}.")), None)
+        at = next(i for i, node in enumerate(nodes) if node.block == block)
+        nodes[at] = dataclasses.replace(nodes[at], params=nodes[at].params + module.get_parameter(path).numel())
+    return [Fixed(path, "its values are not read by the forward") for path in recorder.unread.values()]
+
+
+def _uncalled(module: nn.Module, nodes: list[Node]) -> list[Fixed]:
+    """Name the convolutions that the trace did not come by, and why."""
+    called = {node.path for node in nodes}
+    found = []
+    for path, child in module.named_modules():
+        if isinstance(child, nn.Conv2d) and path not in called:
+            leaf = next((outer for outer in called if outer and path.startswith(f"{outer}.")), None)
+            found.append(Fixed(f"conv.{path}", f"inside {leaf}, which is kept whole" if leaf else "is not called"))
+    return found
 
 
 def _activation_behind(root: nn.Module, n: fx.Node) -> str:
     """Return the activation that the host applies behind a convolution, through its norm; relu if there is none."""
     for user in list(n.users)[:1]:
-        module = root.get_submodule(str(user.target)) if user.op == "call_module" else None
-        kind = FUNCTION_ACTIVATIONS.get(user.target) if module is None else ACTIVATIONS.get(type(module))
-        if kind is not None:
-            return kind
-        if isinstance(module, NORMS):
+        kind = type(root.get_submodule(str(user.target))) if user.op == "call_module" else user.target
+        if kind in ACTIVATIONS:
+            return ACTIVATIONS[kind]
+        if kind in NORMS:
             return _activation_behind(root, user)
     return "relu"
 
 
-def _resolutions(module: nn.Module, recorder: _Recorder) -> list[tuple[int, ...]]:
+def _resolutions(module: nn.Module, recorder: Recorder) -> list[tuple[int, ...]]:
     """Return for each node the resolution at which the element of the sequential around it ends: its stage's."""
-    sequentials = {path for path, m in module.named_modules() if path and isinstance(m, nn.Sequential)}
-    homes, ends = [], {}
-    for n, value in recorder.values.items():
-        inside = next((path for path in module_paths(n) if path.rpartition(".")[0] in sequentials), n.name)
-        homes.append(inside)
-        ends[inside] = value.shape[1:]
+    homes = [element(module, n) or n.name for n in recorder.values]
+    ends = {home: value.shape[1:] for home, value in zip(homes, recorder.values.values(), strict=True)}
     return [ends[home] for home in homes]
 
 
 def _group(
-    nodes: tuple[Node, ...], variables: Variables, root: int, index: int, resolutions: list[tuple[int, ...]]
+    nodes: Sequence[Node],
+    blocks: Sequence[Block],
+    variables: Variables,
+    root: int,
+    index: int,
+    resolutions: Sequence[tuple[int, ...]],
 ) -> Group:
     """Name a group by the first layer that writes it; it lives in a block if all that touches it does."""
     touching = [i for i, node in enumerate(nodes) if node.group == index]
-    writers = [i for i in touching if nodes[i].spec is not None or nodes[i].op == "linear"] or touching
-    homes = {nodes[i].block for i in touching}
+    writers = [i for i in touching if nodes[i].is_layer] or touching
     return Group(
         name=nodes[writers[0]].path or nodes[writers[0]].name,
         channels=variables.channels[root],
         resolution=resolutions[writers[-1]],
         reason=variables.reason[root],
-        block=homes.pop() if len(homes) == 1 else None,
+        block=_home([nodes[i].block for i in touching], blocks),
     )
+
+
+def _home(inside: Sequence[int | None], blocks: Sequence[Block]) -> int | None:
+    """Return the block that is dropped last of those inside, if all are dropped with one stage."""
+    known = {i for i in inside if i is not None}
+    if None in inside or len({blocks[i].stage for i in known}) != 1:
+        return None
+    return min(known, key=lambda i: blocks[i].position)

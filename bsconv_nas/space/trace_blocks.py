@@ -5,14 +5,23 @@ from __future__ import annotations
 from torch import fx, nn
 
 from bsconv_nas.space.table import Block
-from bsconv_nas.space.trace_rules import ACTIVATIONS, ADDITIONS, FUNCTION_ACTIVATIONS, Value, Variables
+from bsconv_nas.space.trace_rules import ACTIVATIONS, ADDITIONS
+from bsconv_nas.space.trace_values import Value, Variables
 
-__all__ = ["droppable_blocks", "module_paths"]
+__all__ = ["droppable_blocks", "element", "module_paths"]
 
 
 def module_paths(n: fx.Node) -> list[str]:
     """Return the paths of the modules that a node was traced in, outermost first."""
     return [path.partition("@")[0] for path in n.meta.get("nn_module_stack", {})]
+
+
+def element(module: nn.Module, n: fx.Node) -> str:
+    """Return the outermost element of a sequential inside the network that a node was traced in, or ""."""
+    paths = module_paths(n)
+    parents = [path.rpartition(".")[0] for path in paths]
+    around = (p and isinstance(module.get_submodule(p), nn.Sequential) for p in parents)
+    return next((path for path, inside in zip(paths, around, strict=True) if inside), "")
 
 
 def droppable_blocks(module: nn.Module, values: dict[fx.Node, Value], variables: Variables) -> list[Block]:
@@ -23,19 +32,21 @@ def droppable_blocks(module: nn.Module, values: dict[fx.Node, Value], variables:
     blocks: list[Block] = []
     for path, parent in module.named_modules():
         if isinstance(parent, nn.Sequential) and not any(path.startswith(f"{b.path}.") for b in blocks):
-            runs = _runs(path, parent, values, variables)
+            runs = _runs(module, path, parent, values, variables)
             for run in runs:
                 stage = path if len(runs) == 1 and path else run[0]
                 blocks += [Block(child, stage, position) for position, child in enumerate(run)]
     return blocks
 
 
-def _runs(path: str, parent: nn.Sequential, values: dict[fx.Node, Value], variables: Variables) -> list[list[str]]:
+def _runs(
+    root: nn.Module, path: str, parent: nn.Sequential, values: dict[fx.Node, Value], variables: Variables
+) -> list[list[str]]:
     runs: list[list[str]] = []
     previous = None
     for name, child in parent.named_children():
         child_path = f"{path}.{name}" if path else name
-        group = _residual_group(child_path, child, values, variables)
+        group = _residual_group(root, child_path, child, values, variables)
         if group is not None and group == previous:
             runs[-1].append(child_path)
         elif group is not None:
@@ -44,14 +55,16 @@ def _runs(path: str, parent: nn.Sequential, values: dict[fx.Node, Value], variab
     return runs
 
 
-def _residual_group(path: str, child: nn.Module, values: dict[fx.Node, Value], variables: Variables) -> int | None:
+def _residual_group(
+    root: nn.Module, path: str, child: nn.Module, values: dict[fx.Node, Value], variables: Variables
+) -> int | None:
     """Return the width group of a block that can be dropped, or None if it cannot."""
     if isinstance(child, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in child.modules()):
         return None
     members = {n for n in values if path in module_paths(n)}
     entries = {source for n in members for source in n.all_input_nodes if source not in members}
     ends = [n for n in members if any(user not in members for user in n.users)]
-    if len(entries) != 1 or len(ends) != 1:
+    if len(entries) != 1 or len(ends) != 1 or _weights(root, members) & _weights(root, values.keys() - members):
         return None
     (entry,), (end,) = entries, ends
     if entry not in values or any(user not in members for user in entry.users):
@@ -59,6 +72,14 @@ def _residual_group(path: str, child: nn.Module, values: dict[fx.Node, Value], v
     add = _final_add(child, path, end, members)
     unchanged = add is not None and entry in add.all_input_nodes and values[entry].shape == values[end].shape
     return variables.root(values[end].variable) if unchanged else None
+
+
+def _weights(root: nn.Module, nodes: set[fx.Node]) -> set[int]:
+    """Return the identities of the parameters that some nodes read."""
+    paths = [str(n.target).rpartition(".") for n in nodes if n.op == "get_attr"]
+    read = [root.get_submodule(owner)._parameters.get(name) for owner, _, name in paths]
+    called = [root.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
+    return {id(p) for p in (*read, *(p for module in called for p in module.parameters())) if p is not None}
 
 
 def _final_add(child: nn.Module, path: str, end: fx.Node, members: set[fx.Node]) -> fx.Node | None:
@@ -72,6 +93,7 @@ def _final_add(child: nn.Module, path: str, end: fx.Node, members: set[fx.Node])
 
 
 def _is_activation(child: nn.Module, path: str, n: fx.Node) -> bool:
+    """Whether a node keeps every value where it is: it has one input and no weights of a layer."""
     if n.op != "call_module":
-        return n.target in FUNCTION_ACTIVATIONS
-    return isinstance(child.get_submodule(str(n.target).removeprefix(f"{path}.")), (*ACTIVATIONS, nn.Identity))
+        return n.target in ACTIVATIONS
+    return type(child.get_submodule(str(n.target).removeprefix(f"{path}."))) in (*ACTIVATIONS, nn.Identity)

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bsconv_nas.decompositions import ConvSpec
+from bsconv_nas.decompositions import SECOND_MOMENTS, ConvSpec
+from bsconv_nas.space.trace_values import Rule, Visit
 
 __all__ = [
     "ACTIVATIONS",
     "ADDITIONS",
-    "FUNCTION_ACTIVATIONS",
     "FUNCTION_RULES",
     "MODULE_RULES",
     "NORMS",
-    "Rule",
-    "Value",
-    "Variables",
-    "Visit",
+    "bare_parameter",
+    "fixed_parameter",
     "opaque",
 ]
 
@@ -108,8 +104,13 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
         "mul_",
     }
 )
+# They keep the channels, and reduce or drop the axes in their second argument.
+REDUCTIONS: frozenset[Any] = frozenset(
+    {torch.mean, "mean", torch.sum, "sum", torch.amax, "amax", torch.squeeze, "squeeze"}
+)
 ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-ACTIVATIONS: dict[type[nn.Module], str] = {
+# What a host network applies behind its convolutions, by the names of `SECOND_MOMENTS`.
+ACTIVATIONS: dict[Any, str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.SiLU: "silu",
@@ -118,112 +119,37 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.LeakyReLU: "leaky_relu",
     nn.ELU: "elu",
     nn.Mish: "mish",
-    nn.SELU: "selu",
-    nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
-}
-FUNCTION_ACTIVATIONS: dict[Any, str] = {
-    F.relu: "relu",
+    "relu": "relu",
     torch.relu: "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.gelu: "gelu",
-    F.hardswish: "hardswish",
-    F.leaky_relu: "leaky_relu",
-    F.elu: "elu",
+    "tanh": "tanh",
+    torch.tanh: "tanh",
+    **{getattr(F, name): name for name in SECOND_MOMENTS},
 }
-
-
-@dataclass(slots=True)
-class Variables:
-    """Union-find over channel variables; a root knows its channels and why it is fixed."""
-
-    parent: list[int] = field(default_factory=list)
-    channels: list[int] = field(default_factory=list)
-    reason: list[str] = field(default_factory=list)
-
-    def new(self, channels: int, reason: str = "") -> int:
-        """Return a new variable."""
-        self.parent.append(len(self.parent))
-        self.channels.append(channels)
-        self.reason.append(reason)
-        return len(self.parent) - 1
-
-    def root(self, variable: int) -> int:
-        """Return the representative of all that is tied to a variable."""
-        while self.parent[variable] != variable:
-            variable = self.parent[variable]
-        return variable
-
-    def tie(self, a: int, b: int) -> None:
-        """Require two variables to be equal."""
-        first, second = sorted((self.root(a), self.root(b)))
-        self.parent[second] = first
-        self.reason[first] = self.reason[first] or self.reason[second]
-
-    def fix(self, variable: int, reason: str) -> None:
-        """Forbid a variable to change; the first reason is kept."""
-        root = self.root(variable)
-        self.reason[root] = self.reason[root] or reason
-
-
-@dataclass(slots=True)
-class Value:
-    """A traced tensor: its channel variable, values per channel of its first axis, and its node's index."""
-
-    variable: int
-    features: int
-    node: int
-    shape: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Visit:
-    """What a rule sees of one call and what it answers with."""
-
-    variables: Variables
-    layers: dict[str, tuple[int, int]]
-    name: str
-    path: str
-    target: Any
-    module: nn.Module | None
-    arguments: tuple[Any, ...]
-    values: list[Value]
-    shape: tuple[int, ...]
-    macs: int
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    def fresh(self, reason: str = "") -> tuple[int, int]:
-        """Answer with new channels."""
-        return self.variables.new(self.shape[0] if self.shape else 1, reason), 1
-
-    def same(self) -> tuple[int, int]:
-        """Answer with the channels that were read."""
-        return self.values[0].variable, self.values[0].features
-
-    def layer(self, reads: int, writes: Callable[[], int]) -> int:
-        """Return the output variable of a layer with weights, the same at each of its calls."""
-        if self.path in self.layers:
-            before, after = self.layers[self.path]
-            self.variables.tie(before, reads)
-            self.fields["shared"] = True
-            return after
-        self.layers[self.path] = reads, (after := writes())
-        return after
-
-
-Rule = Callable[[Visit], tuple[int, int]]
 
 
 def opaque(visit: Visit) -> tuple[int, int]:
     """Fix whatever enters and leaves an operation that no rule knows."""
-    label = visit.path or getattr(visit.target, "__name__", str(visit.target))
     for value in visit.values:
-        visit.variables.fix(value.variable, f"enters {label}")
-    if visit.module is not None:
-        visit.fields["params"] = sum(p.numel() for p in visit.module.parameters())
-    visit.fields["macs"] = visit.macs
-    return visit.fresh(f"leaves {label}")
+        visit.variables.fix(value.variable, f"enters {visit.label}")
+    visit.fields |= {"params": visit.weights, "macs": visit.macs}
+    if isinstance(visit.module, nn.Conv2d):
+        visit.reason = "has hooks, or weights that others use too"
+    return visit.fresh(f"leaves {visit.label}")
+
+
+def fixed_parameter(visit: Visit) -> tuple[int, int]:
+    """Fix whatever a bare parameter is joined to."""
+    visit.fields["params"] = visit.weights
+    return visit.fresh(f"the bare parameter {visit.path}")
+
+
+def bare_parameter(visit: Visit) -> tuple[int, int]:
+    """A bare parameter with one value a channel varies with what it is joined to; any other is fixed."""
+    if not visit.shape or math.prod(visit.shape) != visit.shape[0] or visit.shape[0] == 1:
+        return fixed_parameter(visit)
+    visit.fields["params_per_channel"] = 1
+    return visit.variables.new(visit.shape[0]), 1
 
 
 def _same(visit: Visit) -> tuple[int, int]:
@@ -233,23 +159,20 @@ def _same(visit: Visit) -> tuple[int, int]:
 def _conv(visit: Visit) -> tuple[int, int]:
     conv = cast(nn.Conv2d, visit.module)
     reads = visit.values[0].variable
-    if conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels:
+    if conv.groups == 1:
+        visit.fields["spec"] = _spec(conv)
+        return visit.layer(reads, lambda: visit.variables.new(conv.out_channels)), 1
+    if conv.groups == conv.in_channels == conv.out_channels:
+        visit.reason = "depthwise convolution"
         taps = math.prod(conv.kernel_size)
-        visit.fields |= {
-            "macs_per_channel": taps * math.prod(visit.shape[1:]),
-            "params_per_channel": taps + (conv.bias is not None),
-        }
+        visit.fields["macs_per_channel"] = taps * math.prod(visit.shape[1:])
+        visit.fields["params_per_channel"] = taps + (conv.bias is not None)
         return visit.layer(reads, lambda: reads), 1
-    if conv.groups > 1:
-        visit.variables.fix(reads, f"enters the grouped convolution {visit.path}")
-        visit.fields |= {
-            "macs": visit.macs,
-            "params": sum(p.numel() for p in conv.parameters()),
-        }
-        reason = f"leaves the grouped convolution {visit.path}"
-        return visit.layer(reads, lambda: visit.variables.new(conv.out_channels, reason)), 1
-    visit.fields["spec"] = _spec(conv)
-    return visit.layer(reads, lambda: visit.variables.new(conv.out_channels)), 1
+    visit.reason = "grouped convolution"
+    visit.variables.fix(reads, f"enters the grouped convolution {visit.path}")
+    visit.fields |= {"macs": visit.macs, "params": visit.weights}
+    reason = f"leaves the grouped convolution {visit.path}"
+    return visit.layer(reads, lambda: visit.variables.new(conv.out_channels, reason)), 1
 
 
 def _spec(conv: nn.Conv2d) -> ConvSpec:
@@ -278,38 +201,51 @@ def _norm(visit: Visit) -> tuple[int, int]:
 
 
 def _prelu(visit: Visit) -> tuple[int, int]:
-    slopes = cast(nn.PReLU, visit.module).num_parameters
-    visit.fields["params" if slopes == 1 else "params_per_channel"] = 1
-    return visit.layer(visit.values[0].variable, lambda: visit.values[0].variable), visit.values[0].features
+    reads = visit.values[0]
+    if cast(nn.PReLU, visit.module).num_parameters == 1:
+        visit.fields["params"] = visit.weights
+        return visit.same()
+    visit.fields["params_per_channel"] = reads.features
+    return visit.layer(reads.variable, lambda: reads.variable), reads.features
 
 
 def _flatten(visit: Visit) -> tuple[int, int]:
+    """A call that makes one axis of all but the batch is a flatten, whatever its name; any other fixes its input."""
     reads = visit.values[0]
-    if len(visit.shape) != 1:
+    if visit.shape != (math.prod(reads.shape),):
         return opaque(visit)
     return reads.variable, reads.features * math.prod(reads.shape[1:])
 
 
 def _flatten_call(visit: Visit) -> tuple[int, int]:
-    """A view or reshape that keeps the batch and infers the rest is a flatten; any other fixes what it reads."""
+    """As `_flatten`, if the number of channels is inferred and not written down."""
     inferred = visit.arguments[-1] == -1 and len(visit.arguments) == 3
     is_flatten = str(visit.target) == "flatten" or visit.target is torch.flatten or inferred
     return _flatten(visit) if is_flatten else opaque(visit)
 
 
-def _mean(visit: Visit) -> tuple[int, int]:
-    reads = visit.values[0]
-    keeps = len(reads.shape) == 3 and visit.shape in ((reads.shape[0],), (reads.shape[0], 1, 1))
-    return visit.same() if keeps else opaque(visit)
+def _reduce(visit: Visit) -> tuple[int, int]:
+    """A reduction over axes behind the channels keeps them."""
+    rank = len(visit.values[0].shape) + 1
+    asked = visit.keywords.get("dim", visit.arguments[1] if len(visit.arguments) > 1 else 0)
+    axes = asked if isinstance(asked, list | tuple) else (asked,)
+    return visit.same() if all(isinstance(a, int) and a % rank >= 2 for a in axes) else opaque(visit)
 
 
 def join(visit: Visit) -> tuple[int, int]:
-    first, *others = visit.values
-    for value in others:
-        if value.shape[:1] != first.shape[:1] or value.features != first.features:
-            return opaque(visit)
-        visit.variables.tie(first.variable, value.variable)
-    return visit.same()
+    """Tie what meets channel by channel; what has one channel, as a spatial mask, is broadcast and stays so."""
+    joined = [value for value in visit.values if value.shape[:1] == visit.shape[:1]]
+    if not joined:
+        return opaque(visit)
+    broadcast = [value for value in visit.values if value not in joined]
+    aligned = all(len(v.shape) == len(visit.shape) and v.features == joined[0].features for v in joined)
+    if not aligned or any(math.prod(value.shape[:1]) != 1 for value in broadcast):
+        return opaque(visit)
+    for value in joined:
+        visit.variables.tie(joined[0].variable, value.variable)
+    for value in broadcast:
+        visit.variables.fix(value.variable, f"is broadcast by {visit.label}")
+    return joined[0].variable, joined[0].features
 
 
 MODULE_RULES: dict[type[nn.Module], Rule] = {
@@ -324,5 +260,5 @@ FUNCTION_RULES: dict[Any, Rule] = {
     **dict.fromkeys(PER_CHANNEL_FUNCTIONS, _same),
     **dict.fromkeys(JOINING_FUNCTIONS, join),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten_call),
-    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys(REDUCTIONS, _reduce),
 }

@@ -1,0 +1,106 @@
+"""One offline page of all figures and tables; this file only composes and writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from bsconv_nas.report import quantities, summary, theme
+from bsconv_nas.report.curves import curves_figure, curves_info
+from bsconv_nas.report.front import front_figure, front_info
+from bsconv_nas.report.importance import importance_figure, importance_info
+from bsconv_nas.report.operators import operators_figure, operators_info
+from bsconv_nas.report.progress import gain_info, progress_figure, progress_info
+from bsconv_nas.report.retrained import MEASURES, retrained_info
+from bsconv_nas.report.tables import baselines_table, front_table
+from bsconv_nas.report.view import View
+
+__all__ = ["View", "render", "write"]
+
+
+def render(view: View) -> str:
+    """Return the report as one HTML document that needs no network."""
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        view=view,
+        lead=summary.lead(view),
+        sentences=summary.sentences(view),
+        best={kind: summary.best(view, kind) for kind in ("search", "baseline")},
+        comparison=summary.comparison(view),
+        states=summary.states(view),
+        facts=summary.facts(view),
+        notes=summary.notes(view),
+        front=front_table(view),
+        baselines=baselines_table(view),
+        retrained=retrained_info(view).to_dict("records"),
+        measures=MEASURES,
+        gain=gain_info(view),
+        figures=_figures(view),
+        costs={column: quantities.COSTS[column] for column in view.costs},
+        colors=theme.COLORS,
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def write(view: View, path: str | Path) -> Path:
+    """Write the report to `path`, whole or not at all, and return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(render(view), encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bsconv_nas", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown: tuple[Callable[..., str], ...] = (
+        quantities.cost,
+        quantities.duration,
+        quantities.percent,
+        quantities.points,
+    )
+    environment.filters |= {function.__name__: function for function in shown}
+    return environment
+
+
+def _figures(view: View) -> dict[str, Markup]:
+    """Return the figures that have something to show, as HTML."""
+    drawn: dict[str, tuple[Any, Callable[[Any], go.Figure]]] = {
+        "operators": (operators_info(view), operators_figure),
+        "progress": (progress_info(view), progress_figure),
+        "curves": (curves_info(view) or None, curves_figure),
+        "importance": (importance_info(view), importance_figure),
+    }
+    if view.costs:
+        drawn["front"] = (front_info(view), front_figure)
+    return {name: _html(name, draw(info)) for name, (info, draw) in drawn.items() if info is not None}
+
+
+def _html(name: str, figure: go.Figure) -> Markup:
+    """Return a figure as HTML; Plotly writes `<`, `>` and `/` in its JSON as escapes, so no text can end the script."""
+    height = f"{figure.layout.height}px"
+    body = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config=theme.CONFIG,
+        div_id=f"figure-{name}",
+        default_height=height,
+    )
+    return Markup(body)

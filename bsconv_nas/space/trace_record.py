@@ -1,0 +1,138 @@
+"""One run of a traced graph on the meta device: a rule for every node, and what each answers."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from bsconv_nas.space.table import Fixed
+from bsconv_nas.space.trace_rules import FUNCTION_RULES, MODULE_RULES, bare_parameter, fixed_parameter, opaque
+from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
+
+__all__ = ["Recorder", "label"]
+
+# The multiply-adds of convolutions and linear layers, as torch calls them below its modules.
+COUNTED = frozenset({torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm})
+CONVOLUTIONS = (functional.conv2d, torch.conv2d)
+
+
+class Recorder(fx.Interpreter):
+    """Runs the graph once on the meta device and applies a rule to every node."""
+
+    def __init__(self, module: fx.GraphModule, base: nn.Module) -> None:
+        super().__init__(module)
+        self.variables = Variables()
+        self.layers: dict[str, tuple[int, int]] = {}
+        self.values: dict[fx.Node, Value] = {}
+        self.fields: dict[fx.Node, dict[str, Any]] = {}
+        self.fixed: list[Fixed] = []
+        self.unread = {id(p): path for path, p in base.named_parameters()}
+        self._owners = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
+        self._read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
+        self._tuples: dict[fx.Node, list[Value]] = {}
+        self._storages: dict[int, int] = {}
+        self._kept: list[torch.Tensor] = []  # a freed storage's address may come again
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes, and record it."""
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        if n.op == "output":
+            self._fix(n, "the network's output")
+        elif isinstance(result, torch.Tensor):
+            self._record(n, result, self._macs(n, counter.get_flop_counts().get("Global", {})))
+        elif isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
+            self._fix(n, f"enters {label(self.module, n)}")
+            self._tuples[n] = self._inputs(n)
+        elif not _asks_for_batch(n):
+            self._fix(n, f"its size is read by {n.name}")
+        return result
+
+    def _fix(self, n: fx.Node, reason: str) -> None:
+        for value in self._inputs(n):
+            self.variables.fix(value.variable, reason)
+
+    def _inputs(self, n: fx.Node) -> list[Value]:
+        """Return the tensors that a node reads, also out of tuples."""
+        found = ([self.values[s]] if s in self.values else self._tuples.get(s, []) for s in n.all_input_nodes)
+        return [value for values in found for value in values]
+
+    def _macs(self, n: fx.Node, flops: dict[Any, int]) -> int:
+        """Return the multiply-adds of convolutions and linear layers, and name other operators that have some."""
+        for operation in flops.keys() - COUNTED:
+            self.fixed.append(Fixed(label(self.module, n), f"the multiply-adds of {operation} are not counted"))
+        return sum(flops[operation] for operation in flops.keys() & COUNTED) // 2
+
+    def _record(self, n: fx.Node, result: torch.Tensor, macs: int) -> None:
+        visit = self._visit(n, tuple(result.shape), macs)
+        variable, features = self._rule(n, visit)(visit)
+        if n.op == "call_function" and n.target in CONVOLUTIONS:
+            visit.reason = "its weight is no convolution layer's own"
+        if visit.reason and not visit.fields.get("shared"):
+            self.fixed.append(Fixed(f"conv.{visit.path or n.name}", visit.reason))
+        storage = self._storages.setdefault(result.untyped_storage()._cdata, len(self.values))
+        visit.fields["alias"] = storage if storage < len(self.values) else None
+        visit.fields["inputs"] = tuple(value.node for value in visit.values)
+        self.fields[n] = visit.fields
+        self.values[n] = Value(variable, features, len(self.values), visit.shape)
+        self._kept.append(result)
+
+    def _visit(self, n: fx.Node, shape: tuple[int, ...], macs: int) -> Visit:
+        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        path = str(n.target) if n.op in ("call_module", "get_attr") else ""
+        own = [*module.parameters()] if module else [p for p in [self._attribute(path)] if p is not None]
+        weights = sum(p.numel() for p in own if self.unread.pop(id(p), None))
+        if n.op != "get_attr" or (len(shape) > 1 and shape[0] == 1):
+            shape = shape[1:]
+        name, values = label(self.module, n), self._inputs(n)
+        call = (name, path, n.target, module, n.args, n.kwargs)
+        return Visit(self.variables, self.layers, *call, values, shape, macs, weights)
+
+    def _attribute(self, path: str) -> nn.Parameter | None:
+        owner, _, name = path.rpartition(".")
+        return self.module.get_submodule(owner)._parameters.get(name)
+
+    def _rule(self, n: fx.Node, visit: Visit) -> Rule:
+        if n.op == "placeholder":
+            return lambda visit: visit.fresh("the image's channels")
+        if n.op == "get_attr":
+            return self._attribute_rule(visit)
+        if n.op == "call_module":
+            module = self.module.get_submodule(str(n.target))
+            return MODULE_RULES.get(type(module), opaque) if self._is_plain(visit.path, module) else opaque
+        return FUNCTION_RULES.get(n.target, opaque)
+
+    def _attribute_rule(self, visit: Visit) -> Rule:
+        weight = self._attribute(visit.path)
+        if weight is None:
+            return lambda visit: visit.fresh(f"the buffer {visit.path}")
+        owner = self.module.get_submodule(visit.path.rpartition(".")[0])
+        alone = self._owners[id(weight)] == 1 and type(owner) not in MODULE_RULES
+        return bare_parameter if alone else fixed_parameter
+
+    def _is_plain(self, path: str, module: nn.Module) -> bool:
+        """Whether nothing but a module's own forward, weight and bias decides what it does."""
+        hooks = (module._forward_hooks, module._forward_pre_hooks)
+        own = dict(module.named_parameters(recurse=False))
+        shared = any(self._owners[id(p)] > 1 for p in own.values())
+        return not (any(hooks) or shared or path in self._read or own.keys() - {"weight", "bias"})
+
+
+def label(root: nn.Module, n: fx.Node) -> str:
+    """Return what a node is called in a reason: the module's path or the function's name."""
+    return str(n.target) if n.op == "call_module" else getattr(n.target, "__name__", str(n.target))
+
+
+def _asks_for_batch(n: fx.Node) -> bool:
+    """Whether the node reads only the batch size, or a shape of which only that is read."""
+    if n.target == "size" and n.args[1:] == (0,):
+        return True
+    is_shape = n.target == "size" or (n.target is getattr and n.args[1] == "shape")
+    readers = [user.target is operator.getitem and user.args[1] == 0 for user in n.users]
+    return (is_shape and all(readers)) or n.target is operator.getitem

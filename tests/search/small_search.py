@@ -1,0 +1,97 @@
+"""A small real space, runs in it, and trial functions that do not train; importable by Ray's workers."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bsconv_nas.api import SearchSpace
+from bsconv_nas.errors import DivergedError
+from bsconv_nas.network.models import cifar_resnet
+from bsconv_nas.search.experiment import Experiment
+from bsconv_nas.search.store import Store
+from bsconv_nas.search.trial import Job, Metrics, Task
+from bsconv_nas.training.data import DataSpec, load
+from bsconv_nas.training.recipe import Recipe
+
+EPOCHS = 3
+TRADE_OFF = ({"name": "val_accuracy", "direction": "max"}, {"name": "macs", "direction": "min"})
+
+
+def resnet8(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
+    return cifar_resnet(8, in_channels=in_channels, num_classes=num_classes, width=8)
+
+
+@cache
+def small_space(scope: str = "layer", widths: tuple[float, ...] = (0.5, 1.0), depths: str = "all") -> SearchSpace:
+    choices: dict[str, Any] = {"scope": scope, "widths": widths, "depths": depths}
+    return SearchSpace.from_module(resnet8, input_size=(1, 8, 8), **choices)
+
+
+def new_run(path: Path, space: SearchSpace, **search: Any) -> Store:
+    resources = search.pop("resources", {"workers": 2})
+    recipe = Recipe(epochs=EPOCHS, batch_size=64, learning_rate=0.05)
+    experiment = Experiment.model_validate(
+        {"name": "small", "space": "small.toml", "search": search, "resources": resources, "recipe": recipe}
+    )
+    return Store.create(path, experiment, space.to_json(), {})
+
+
+def task_of(space: SearchSpace, store: Store) -> Task:
+    return Task(space.base, space.table, load(DataSpec("digits")), store.experiment.recipe)
+
+
+def quality(indices: tuple[int, ...]) -> float:
+    """A made-up accuracy in (0, 1): each dimension has a weight, and high indices are good."""
+    score = sum((1 + i % 3) * index for i, index in enumerate(indices))
+    return 1 - 1 / (1.5 + score)
+
+
+def pretend(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+    """Yield epochs of a curve that rises to the network's quality."""
+    for epoch in range(job.epochs + 1, task.recipe.epochs + 1):
+        yield epoch, {"val_accuracy": quality(job.architecture.indices) * (1 - 0.5**epoch)}
+
+
+def faulty(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+    """Go wrong in each way once, by trial number."""
+    for epoch, metrics in pretend(task, job):
+        if epoch == 2 and job.number in FAULTS:
+            FAULTS[job.number]()
+        yield epoch, metrics if job.number != NAN_TRIAL else {"val_accuracy": math.nan}
+
+
+def broken(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+    """Fail in every trial."""
+    raise ValueError(f"network {job.number} is broken\nin its second line, too")
+    yield
+
+
+def _diverge() -> None:
+    raise DivergedError(2, math.nan)
+
+
+def _raise() -> None:
+    raise KeyError("layer3")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {1: _diverge, 2: _raise, 3: _die}
+NAN_TRIAL = 4
+
+
+def hanging(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+    """Never come back from the second epoch of trial 0."""
+    for epoch, metrics in pretend(task, job):
+        if (job.number, epoch) == (0, 2):
+            time.sleep(3600)
+        yield epoch, metrics

@@ -1,0 +1,255 @@
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_search import EPOCHS, TRADE_OFF, new_run, pretend, quality, small_space, task_of
+
+from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import SearchError
+from bsconv_nas.search.checkpoint import has_checkpoint, save_checkpoint
+from bsconv_nas.search.driver import Driver
+from bsconv_nas.search.record import Record, Trial
+from bsconv_nas.search.store import Store
+from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
+
+SPACE = small_space()
+FEASIBLE = SPACE.feasible(Budget(macs="60K"))
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+def work(driver: Driver, task: Task, function: TrialFunction = pretend) -> None:
+    """Run a driver's jobs one after the other, as one worker would."""
+    while (job := driver.next_job()) is not None:
+        for epoch, metrics in function(task, job):
+            if not driver.epoch_done(job.number, epoch, metrics, 1.0):
+                break
+
+
+def searched(
+    store: Store, on_change: Callable[[Record], None] = lambda record: None, trials: int | None = None
+) -> Driver:
+    with store.lock():
+        driver = Driver(store, FEASIBLE, EPOCHS, trials, on_change)
+        driver.begin()
+        work(driver, task_of(SPACE, store))
+        driver.close()
+    return driver
+
+
+def shown(record: Record) -> dict[int, Trial]:
+    """Return a record's trials without the times at which things happened."""
+    return {
+        number: dataclasses.replace(trial, started=dataclasses.replace(trial.started, time=0.0), ended=0.0)
+        for number, trial in record.trials.items()
+    }
+
+
+def test_baselines_come_first_and_run_to_the_end(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=9, baselines=4, scheduler="asha")
+    record = searched(store).record
+    kinds = [trial.started.kind for trial in record.trials.values()]
+    assert kinds == ["baseline"] * 4 + ["search"] * 9
+    assert all(record.trials[n].state == "complete" and record.trials[n].epochs == EPOCHS for n in range(4))
+    assert {trial.state for trial in record.trials.values()} == {"complete", "stopped"}
+    assert [note.what for note in record.notes][::len(record.notes) - 1] == ["planned", "finished"]
+    assert record.notes[0].detail == {"baselines": 4, "trials": 9}
+    assert len(record.keys) == 13
+    assert all(trial.started.costs["macs"] <= 60_000 for trial in record.trials.values())
+
+
+def test_stops_follow_the_rungs(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=12, baselines=3, scheduler={"name": "asha", "eta": 2})
+    record = searched(store).record
+    for trial in record.trials.values():
+        rivals = [quality(t.started.indices) for n, t in record.trials.items() if n <= trial.number]
+        better = sum(value > quality(trial.started.indices) for value in rivals)
+        # With one worker each trial meets all earlier ones at the first rung; later rungs hold fewer.
+        if trial.started.kind == "search" and better >= len(rivals) // 2:
+            assert (trial.state, trial.epochs) == ("stopped", 1)
+
+
+def test_what_is_told_is_what_is_recorded(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=5, baselines=2, objectives=TRADE_OFF)
+    record = searched(store).record
+    assert shown(store.record()) == shown(record)
+    for trial in record.trials.values():
+        assert trial.metrics == {"val_accuracy": quality(trial.started.indices) * (1 - 0.5**EPOCHS)}
+        assert trial.curve_seconds == [1.0, 2.0, 3.0]
+        assert trial.seconds == 3.0
+
+
+def test_the_seed_of_a_trial_is_its_networks(tmp_path: Path) -> None:
+    runs = [searched(new_run(tmp_path / str(i), SPACE, trials=4, seed=s)).record for i, s in enumerate((5, 5, 6))]
+    seeds = [{trial.started.key: trial.started.seed for trial in record.trials.values()} for record in runs]
+    assert seeds[0] == seeds[1]
+    assert all(seeds[0][key] != seeds[2][key] for key in seeds[0].keys() & seeds[2].keys())
+    assert len(set(seeds[0].values())) == len(seeds[0])
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    asked = {"sampler": sampler, "scheduler": scheduler, "trials": 14, "baselines": 2, "objectives": TRADE_OFF}
+    whole = searched(new_run(tmp_path / "whole", SPACE, **asked)).record
+    events = 0
+
+    def die_at(moment: int) -> Callable[[Record], None]:
+        def count(record: Record) -> None:
+            nonlocal events
+            events += 1
+            if events == moment:
+                raise Killed
+
+        return count
+
+    store = new_run(tmp_path / "killed", SPACE, **asked)
+    for moment in (3, 8, 30, 47):
+        with pytest.raises(Killed):
+            searched(store, die_at(moment))
+        events = moment
+    resumed = searched(store).record
+    assert shown(resumed) == shown(whole)
+
+
+def test_more_trials_can_be_asked_for(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=3, baselines=1)
+    searched(store)
+    assert len(searched(store, trials=5).record.trials) == 6
+    assert len(searched(store, trials=2).record.trials) == 6
+
+
+def test_an_exhausted_space_ends_the_search_with_success(tmp_path: Path) -> None:
+    space = small_space(scope="network", widths=(1.0,), depths="fixed")
+    store = new_run(tmp_path / "run", space, trials=50, baselines=2)
+    with store.lock():
+        driver = Driver(store, space.feasible(), EPOCHS)
+        driver.begin()
+        work(driver, task_of(space, store))
+        assert driver.finished
+        driver.close()
+    record = store.record()
+    assert [note.what for note in record.notes][-2:] == ["exhausted", "finished"]
+    assert len(record.trials) == 4
+    assert {trial.state for trial in record.trials.values()} == {"complete"}
+
+
+def begun(store: Store) -> Driver:
+    driver = Driver(store, FEASIBLE, EPOCHS)
+    driver.begin()
+    return driver
+
+
+def test_a_retry_goes_on_twice_and_then_fails(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0)
+    with store.lock():
+        driver = begun(store)
+        numbers = []
+        for _ in range(3):
+            job = driver.next_job()
+            assert job is not None
+            numbers.append(job.number)
+            driver.failed(job.number, "WorkerDied: killed", retry=True)
+        assert numbers == [0, 0, 0]
+        trial = driver.record.trials[0]
+        assert (trial.state, trial.cause) == ("failed", "WorkerDied: killed")
+        assert [note.what for note in driver.record.notes].count("retried") == 2
+        assert driver.next_job() is not None
+
+
+def test_an_exception_is_not_retried(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=3, baselines=0)
+    with store.lock():
+        driver = begun(store)
+        first = driver.next_job()
+        assert first is not None
+        driver.epoch_done(first.number, 1, {"val_accuracy": 0.5}, 2.0)
+        driver.failed(first.number, "KeyError: 'layer3'")
+        trial = driver.record.trials[0]
+        assert (trial.state, trial.epochs, trial.seconds) == ("failed", 1, 2.0)
+        second = driver.next_job()
+        assert second is not None
+        assert second.architecture != first.architecture
+
+
+@pytest.mark.parametrize("metrics", [{"val_accuracy": math.nan}, {"loss": 0.5}])
+def test_a_trial_without_its_objective_fails(tmp_path: Path, metrics: Metrics) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0, sampler="nsga2")
+    with store.lock():
+        driver = begun(store)
+        job = driver.next_job()
+        assert job is not None
+        going = [driver.epoch_done(job.number, epoch, metrics, 1.0) for epoch in (1, 2, 3)]
+        assert going == [True, True, False]
+        trial = store.record().trials[0]
+        assert trial.state == "failed"
+        assert "'val_accuracy' must be a finite number, but was n" in trial.cause.lower()
+
+
+def test_a_trial_may_end_before_its_last_epoch(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=1, baselines=0)
+    with store.lock():
+        driver = begun(store)
+        job = driver.next_job()
+        assert job is not None
+        driver.epoch_done(job.number, 1, {"val_accuracy": 0.5}, 1.0)
+        driver.completed(job.number)
+        assert driver.finished
+        assert driver.record.trials[0].state == "complete"
+
+
+def test_trials_that_all_fail_alike_end_the_search(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=20, baselines=2)
+    with store.lock():
+        driver = begun(store)
+        for number in range(5):
+            assert not driver.stopping
+            assert driver.next_job() is not None
+            driver.failed(number, f"ValueError: network {number} is broken")
+        assert driver.stopping
+        assert driver.next_job() is None
+        with pytest.raises(SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"):
+            driver.close()
+
+
+def test_trials_that_fail_apart_do_not_end_the_search(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=20, baselines=2)
+    with store.lock():
+        driver = begun(store)
+        for number in range(8):
+            assert driver.next_job() is not None
+            driver.failed(number, "ValueError: x" if number % 2 else "KeyError: x")
+        assert not driver.stopping
+
+
+def test_a_search_of_which_nothing_succeeded_says_so(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=1, baselines=1)
+    with store.lock():
+        driver = begun(store)
+        for number in range(2):
+            assert driver.next_job() is not None
+            driver.failed(number, "ValueError: broken")
+        with pytest.raises(SearchError, match="all 2 so far failed alike"):
+            driver.close()
+
+
+def test_only_the_fronts_checkpoints_stay(tmp_path: Path) -> None:
+    import torch
+
+    def saving(task: Task, job: Job):  # type: ignore[no-untyped-def]
+        for epoch, metrics in pretend(task, job):
+            save_checkpoint(job.checkpoint, {"w": torch.zeros(1)}, {"epoch": epoch})
+            yield epoch, metrics
+
+    store = new_run(tmp_path / "run", SPACE, trials=8, baselines=3, scheduler="asha", objectives=TRADE_OFF)
+    with store.lock():
+        driver = begun(store)
+        work(driver, task_of(SPACE, store), saving)
+    record = store.record()
+    kept = {number for number in record.trials if has_checkpoint(store.checkpoint(number))}
+    assert kept == set(record.front(store.experiment.search.objectives))
+    assert 0 < len(kept) < len(record.trials)

@@ -1,0 +1,210 @@
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_search import EPOCHS, TRADE_OFF, broken, faulty, hanging, new_run, pretend, quality, small_space, task_of
+
+from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import RecordError, SearchError
+from bsconv_nas.search.checkpoint import has_checkpoint
+from bsconv_nas.search.cluster import concurrency, connected
+from bsconv_nas.search.experiment import Resources
+from bsconv_nas.search.record import Record
+from bsconv_nas.search.runner import search
+from bsconv_nas.search.trial import Job, train
+
+# Ray leaves sockets and files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+SPACE = small_space()
+FEASIBLE = SPACE.feasible(Budget(macs="60K"))
+
+
+def processes_with(text: str) -> list[str]:
+    """Return the command lines of living processes that name `text`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if text in line:
+                found.append(line)
+    return found
+
+
+def rays_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("RAY_", "TUNE_", "PYTHON"))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One Ray for all tests here: it takes seconds to start. In the end nothing of it is left."""
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("home")
+    before = rays_environment()
+    users = os.environ["HOME"]
+    os.environ["HOME"] = str(home)
+    with connected(Resources(workers=2), 10**6) as scratch:
+        assert processes_with(str(scratch))
+        yield scratch
+    os.environ["HOME"] = users
+    assert not scratch.exists()
+    assert processes_with(str(scratch)) == []
+    assert list(home.iterdir()) == []
+    assert rays_environment() == before
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory, cluster: Path) -> tuple[Path, Record]:
+    store = new_run(tmp_path_factory.mktemp("runs") / "digits", SPACE, trials=5, baselines=3, objectives=TRADE_OFF)
+    return store.path, search(store, FEASIBLE, task_of(SPACE, store))
+
+
+def test_a_search_trains_what_it_records(digits: tuple[Path, Record]) -> None:
+    _, record = digits
+    assert [trial.started.kind for trial in record.trials.values()] == ["baseline"] * 3 + ["search"] * 5
+    assert {trial.state for trial in record.trials.values()} == {"complete"}
+    assert all(trial.epochs == EPOCHS and trial.seconds > 0 for trial in record.trials.values())
+    assert len(record.keys) == 8
+    assert all(trial.started.costs["macs"] <= 60_000 for trial in record.trials.values())
+    assert max(trial.metrics["val_accuracy"] for trial in record.trials.values()) > 0.5
+    assert record.notes[-1].what == "finished"
+
+
+def test_the_recorded_seed_reproduces_a_trial(digits: tuple[Path, Record], tmp_path: Path) -> None:
+    from bsconv_nas.search.store import Store
+
+    path, record = digits
+    trial = record.trials[6]
+    network = SPACE.table.architecture(trial.started.indices)
+    assert network.key == trial.started.key
+    task = task_of(SPACE, Store.open(path))
+    again = list(train(task, Job(6, network, trial.started.seed, str(tmp_path / "again"))))
+    assert [metrics for _, metrics in again] == trial.curve
+
+
+def test_only_weights_of_the_front_stay(digits: tuple[Path, Record]) -> None:
+    from bsconv_nas.search.store import Store
+
+    path, record = digits
+    store = Store.open(path)
+    kept = {number for number in record.trials if has_checkpoint(store.checkpoint(number))}
+    assert kept == set(record.front(store.experiment.search.objectives))
+    assert {file.suffix for file in path.rglob("*") if file.is_file()} == {".json", ".jsonl", ".log", ".safetensors"}
+
+
+def test_each_fault_is_one_failed_record(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=6, baselines=2, sampler="nsga2")
+    record = search(store, FEASIBLE, task_of(SPACE, store), function=faulty)
+    causes = {number: trial.cause for number, trial in record.trials.items() if trial.state == "failed"}
+    assert causes == {
+        1: "DivergedError: The loss must stay finite, but was nan in epoch 2: "
+        "lower recipe.learning_rate or set recipe.clip.",
+        2: "KeyError: 'layer3'",
+        3: "WorkerDied: The actor died unexpectedly before finishing this task.",
+        4: "The objective 'val_accuracy' must be a finite number, but was nan.",
+    }
+    assert [trial.epochs for trial in record.trials.values()] == [3, 1, 1, 1, 3, 3, 3, 3]
+    assert [note.detail["number"] for note in record.notes if note.what == "retried"] == [3, 3]
+    assert record.notes[-1].what == "finished"
+
+
+def test_early_stopping_ends_trials_on_the_workers(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=20, baselines=3, scheduler="asha")
+    record = search(store, FEASIBLE, task_of(SPACE, store), function=pretend)
+    states = [trial.state for trial in record.trials.values()]
+    assert states[:3] == ["complete"] * 3
+    assert states.count("stopped") >= 8
+    assert all((trial.state == "stopped") == (trial.epochs < EPOCHS) for trial in record.trials.values())
+    best = max(record.trials.values(), key=lambda trial: quality(trial.started.indices))
+    assert best.state == "complete"
+
+
+def test_ctrl_c_ends_a_search_that_can_go_on(tmp_path: Path) -> None:
+    asked = {"trials": 12, "baselines": 2, "resources": {"workers": 1}}
+    whole, store = (new_run(tmp_path / name, SPACE, **asked) for name in ("whole", "interrupted"))
+    handler = signal.getsignal(signal.SIGINT)
+
+    def press(record: Record) -> None:
+        if len(record.trials) == 5 and record.trials[4].epochs == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = search(store, FEASIBLE, task_of(SPACE, store), function=pretend, on_change=press)
+    assert first.notes[-1].what == "interrupted"
+    assert [trial.state for trial in first.trials.values()] == ["complete"] * 4 + ["running"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    rest = search(store, FEASIBLE, task_of(SPACE, store), function=pretend)
+    expected = search(whole, FEASIBLE, task_of(SPACE, whole), function=pretend)
+    assert rest.notes[-1].what == "finished"
+    for number, trial in expected.trials.items():
+        other = rest.trials[number]
+        assert (other.started.key, other.started.attributes) == (trial.started.key, trial.started.attributes)
+        assert (other.state, other.curve) == (trial.state, trial.curve)
+
+
+def test_a_search_away_from_the_main_thread(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0)
+    records = []
+
+    def go() -> None:
+        records.append(search(store, FEASIBLE, task_of(SPACE, store), function=pretend))
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    assert [trial.state for trial in records[0].trials.values()] == ["complete"] * 2
+
+
+def test_a_search_in_which_all_fails_stops_with_the_cause(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=30, baselines=1, resources={"workers": 1})
+    with pytest.raises(SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"):
+        search(store, FEASIBLE, task_of(SPACE, store), function=broken)
+    assert len(store.record().trials) == 5
+
+
+def test_what_the_driver_raises_comes_through(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=4, baselines=0)
+
+    def full_disk(record: Record) -> None:
+        if len(record.trials) == 2:
+            raise RecordError("Run folder 'run' must be writable, but: No space left on device.")
+
+    with pytest.raises(RecordError, match=r"No space left on device\.$"):
+        search(store, FEASIBLE, task_of(SPACE, store), function=pretend, on_change=full_disk)
+
+
+def test_a_hanging_trial_times_out(tmp_path: Path) -> None:
+    resources = {"workers": 1, "timeout_minutes": 0.02}
+    store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0, resources=resources)
+    record = search(store, FEASIBLE, task_of(SPACE, store), function=hanging)
+    assert record.trials[0].cause == "Timeout: no end after resources.timeout_minutes = 0.02"
+    assert record.trials[1].state == "complete"
+
+
+def test_the_cluster_decides_how_many_run_at_a_time() -> None:
+    assert concurrency(Resources(workers=8, cpus_per_trial=0.5)) == 4
+    assert concurrency(Resources(workers=1, cpus_per_trial=0.5)) == 1
+    assert concurrency(Resources(workers=8, cpus_per_trial=1.5)) == 1
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"cpus_per_trial": 3}, r"A trial needs 3 CPU \(resources.cpus_per_trial\), but the Ray cluster has 2"),
+        ({"gpus_per_trial": 0.5}, r"A trial needs 0.5 GPU \(resources.gpus_per_trial\), but the Ray cluster has 0"),
+    ],
+)
+def test_trials_that_fit_no_machine_are_refused(resources: dict[str, float], said: str) -> None:
+    with pytest.raises(SearchError, match=said):
+        concurrency(Resources.model_validate(resources))
+
+
+def test_a_cluster_that_is_not_there_is_refused(cluster: Path) -> None:
+    from bsconv_nas.search.cluster import _join
+
+    with pytest.raises(SearchError, match="A Ray cluster must answer at 'localhost:1', but: "):
+        _join("localhost:1")
