@@ -55,7 +55,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"The installation must be whole, but: {error}; see bsconv-nas doctor."
     if isinstance(error, OSError):
-        return f"The system must grant what a command needs, but: {error}."
+        return f"{str(error.filename)!r} must be usable here, but: {error.strerror}."
     return " ".join(str(error).split())
 
 
@@ -92,11 +92,11 @@ def space_show(
 ) -> None:
     """Print dimensions, what is fixed and why, the number of networks, and their costs."""
     from bsconv_nas.api import SearchSpace
-    from bsconv_nas.search.store import Store
+    from bsconv_nas.run import load_run
     from bsconv_nas.show import print_summary
     from bsconv_nas.space.summary import summarise
 
-    space = SearchSpace.from_json(Store.open(place).space) if place.is_dir() else SearchSpace.load(place)
+    space = load_run(place).space if place.is_dir() else SearchSpace.load(place)
     print_summary(_console(), str(place), space.input_size, summarise(space.model))
 
 

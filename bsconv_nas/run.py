@@ -18,11 +18,11 @@ import pandas as pd
 from bsconv_nas.api import SearchSpace
 from bsconv_nas.cost.analytic import COLUMNS
 from bsconv_nas.cost.budget import Budget
-from bsconv_nas.errors import RecordError, SearchError
+from bsconv_nas.errors import RecordError, SearchError, SpaceError
 from bsconv_nas.search.environment import environment
-from bsconv_nas.search.experiment import Experiment
+from bsconv_nas.search.experiment import Experiment, Resources
 from bsconv_nas.search.pick import pick
-from bsconv_nas.search.record import Note, Record, Trial, front
+from bsconv_nas.search.record import Note, Record, front
 from bsconv_nas.search.scheduler import scheduler
 from bsconv_nas.search.store import Store
 from bsconv_nas.space.table import Architecture
@@ -68,12 +68,26 @@ class Run:
     @cached_property
     def space(self) -> SearchSpace:
         """The space as it was searched."""
-        return SearchSpace.from_json(self.store.space)
+        try:
+            return SearchSpace.from_json(self.store.space)
+        except (SpaceError, LookupError, TypeError, ValueError) as error:
+            raise RecordError(
+                f"'space.json' in run folder {str(self.path)!r} must be what this version writes, but: {error}."
+            ) from error
 
     @cached_property
     def record(self) -> Record:
         """The fold over the run's events, as they are now."""
-        return self.store.record()
+        record, sizes = self.store.record(), self.space.table.sizes.tolist()
+        for number, trial in record.trials.items():
+            indices, costs = trial.started.indices, trial.started.costs
+            fits = len(indices) == len(sizes) and all(0 <= i < n for i, n in zip(indices, sizes, strict=True))
+            if not fits or not costs.keys() >= set(COLUMNS):
+                raise RecordError(
+                    f"Trial {number} in run folder {str(self.path)!r} must be a network of its 'space.json', but has "
+                    f"indices {list(indices)} and costs {costs}: the folder is damaged."
+                )
+        return record
 
     @property
     def budget(self) -> Budget:
@@ -112,7 +126,9 @@ class Run:
         Raises:
             RecordError: the network's weights were not kept.
         """
-        return _trained(self, self.pick(how))[0]
+        from bsconv_nas.card import trained
+
+        return trained(self, self.pick(how))[0]
 
     def export(self, out: str | Path, pick: str = "best") -> Path:
         """Write a picked network as `model.py`, `weights.safetensors` and `card.json`, verified in a clean process.
@@ -121,16 +137,18 @@ class Run:
             RecordError: there is no such network, or its weights were not kept.
             ExportError: the folder cannot be replaced, or the written network disagrees.
         """
+        from bsconv_nas.card import trained
         from bsconv_nas.export.bundle import write
 
-        model, card = _trained(self, self.pick(pick))
+        model, card = trained(self, self.pick(pick))
         return write(model, Path(out), card, self.space.input_size)
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the offline HTML report and return its path, by default `report.html` in the run's folder."""
+        """Write the offline HTML report and return its path; in a folder, by default the run's, `report.html`."""
         from bsconv_nas.report.page import write
 
-        return write(self.view(), Path(path) if path else self.path / "report.html")
+        place = Path(path or self.path)
+        return write(self.view(), place / "report.html" if place.is_dir() else place)
 
     def view(self) -> View:
         """Return the run as the report reads it."""
@@ -187,6 +205,7 @@ def search(
         experiment = experiment.model_copy(update={"search": planned})
     _check_names(experiment)
     space = SearchSpace.load(experiment.space, *shape(experiment.data))
+    _device(experiment.resources, address)
     space.feasible(Budget(**experiment.budget)).check()
     dataset = _load(experiment.data)
     store = Store.create(run, experiment, space.to_json(), {**environment(), "data": _facts(dataset)})
@@ -236,7 +255,7 @@ def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None,
     from bsconv_nas.search import runner
 
     feasible = run.space.feasible(run.budget)
-    task = _task(run, dataset)
+    task = _task(run, dataset, address)
     runner.search(run.store, feasible, task, trials=trials, address=address, on_change=on_change)
     _count_with_fvcore(Run(run.store))
     return Run(run.store)
@@ -275,7 +294,7 @@ def retrain(
     experiment = run.experiment
     pairs = chosen(run.trials, run.front, members or experiment.retrain.members)
     spec = _spec(run, data_root)
-    task = _task(run, _same_data(run, spec))
+    task = _task(run, _same_data(run, spec), address)
     task = dataclasses.replace(task, recipe=experiment.retrain_recipe, test=load_test(spec))
     with run.store.lock():
         driver = Retraining(run.store, pairs, seeds or experiment.retrain.seeds, task.recipe.epochs, on_change)
@@ -288,13 +307,26 @@ def retrain(
     return Run(run.store)
 
 
-def _task(run: Run, dataset: Dataset) -> Task:
+def _device(resources: Resources, address: str | None) -> str:
+    """Return where trials are trained; this machine must have what they ask for, unless a cluster is named."""
+    import torch
+
+    asked, there = resources.gpus_per_trial, torch.cuda.device_count()
+    if address is None and asked > there:
+        raise SearchError(
+            f"A trial needs {asked:g} GPU (resources.gpus_per_trial), but this machine has {there}: ask for less or "
+            "name a cluster by --address."
+        )
+    return "cuda" if asked else "cpu"
+
+
+def _task(run: Run, dataset: Dataset, address: str | None) -> Task:
     from bsconv_nas.search.trial import Task
     from bsconv_nas.space.base import Base
 
     experiment, base = run.experiment, run.space.base
     assert isinstance(base, Base)  # a recorded space has one
-    device = "cuda" if experiment.resources.gpus_per_trial else "cpu"
+    device = _device(experiment.resources, address)
     return Task(base, run.space.table, dataset, experiment.recipe, device)
 
 
@@ -347,56 +379,3 @@ def _count_with_fvcore(run: Run) -> None:
             if architecture.key not in known:
                 macs = fvcore_macs(run.space.build(architecture), run.space.input_size)
                 run.store.append(Note("fvcore", {"key": architecture.key, "macs": macs}))
-
-
-def _trained(run: Run, number: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network of a trial with its best-supported weights, and its card."""
-    from bsconv_nas.search.checkpoint import has_checkpoint, load_checkpoint
-    from bsconv_nas.training.weights import kept_weights
-
-    source = _source(run, number)
-    place = run.store.checkpoint(source.number)
-    if not has_checkpoint(place):
-        keys = ", ".join(run.front["key"])
-        raise RecordError(
-            f"The weights of {source.started.key!r} must be in the run folder, but only those of the front are kept: "
-            f"pick one of {keys}, or retrain it."
-        )
-    model = run.space.build(run.architecture(number), seed=0)
-    model.load_state_dict(kept_weights(load_checkpoint(place)[0]))
-    return model.eval(), _card(run, number, source)
-
-
-def _source(run: Run, number: int) -> Trial:
-    """Return the trial whose weights stand for a network: its best retraining by validation, else the trial itself."""
-    trial = run.record.trials[number]
-    retrained = [
-        t for t in run.record.trials.values()
-        if t.started.kind == "retrain" and t.state == "complete" and t.started.key == trial.started.key
-    ]  # fmt: skip
-    return max(retrained, key=lambda t: t.metrics["val_accuracy"], default=trial)
-
-
-def _card(run: Run, number: int, source: Trial) -> dict[str, Any]:
-    experiment, started = run.experiment, source.started
-    architecture = run.architecture(number)
-    retrained = run.trials[(run.trials["kind"] == "retrain") & (run.trials["state"] == "complete")]
-    retrained = retrained[retrained["key"] == started.key]
-    splits = [c for c in ("val_accuracy", "report_accuracy", "test_accuracy") if c in run.trials]
-    recipe = experiment.retrain_recipe if started.kind == "retrain" else experiment.recipe
-    return {
-        "title": f"{experiment.name}: network {started.key}, {started.costs['macs']:,} MACs",
-        "key": started.key,
-        "architecture": run.space.describe(architecture),
-        "layers": run.space.table.resolve(architecture.indices),
-        "base": run.store.space["base"],
-        "num_classes": run.space.num_classes,
-        **started.costs,
-        "weights": {"from": started.kind, "trial": source.number, "seed": started.seed, "epochs": source.epochs},
-        "accuracy": {name: source.metrics[name] for name in splits if name in source.metrics},
-        "accuracy_by_seed": retrained[["seed", *splits]].to_dict("records") if len(retrained) else [],
-        "data": {**experiment.to_json(run.path)["data"], **run.store.environment.get("data", {})},
-        "recipe": dataclasses.asdict(recipe),
-        "budget": str(run.budget),
-        "versions": run.store.environment["versions"],
-    }

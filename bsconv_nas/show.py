@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,15 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "print_front", "print_run", "print_status", "print_summary", "print_verdict"]
 
-PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal
+PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal and trials end
+EPOCHS_EVERY = 60.0  # seconds between lines where none ends
 ENDED: tuple[State, ...] = ("complete", "stopped", "failed")
+WHOLE = ("key", "kind")  # columns that must not be broken: they are copied
 BAR = 30  # characters of a histogram's longest bar
 
 
 def _table(*headers: str) -> RichTable:
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, overflow="fold", no_wrap=header in WHOLE)
     return table
 
 
@@ -87,7 +90,7 @@ class Progress:
         self._bar = Bar(*columns, console=console)
         self._task = self._bar.add_task("starting", total=None)
         self._live = Live(console=console, refresh_per_second=4)
-        self._next = 0.0
+        self._last = -math.inf
         self._shown: tuple[int, str] = (-1, "")
 
     def __enter__(self) -> Progress:
@@ -105,15 +108,22 @@ class Progress:
             self._bar.update(self._task, completed=look.ended, total=look.planned, description=look.line)
             self._live.update(Group(self._bar, Text(look.front, overflow="ellipsis", no_wrap=True)))
             self._live.start()
-        elif look.ended != self._shown[0] and (time.monotonic() >= self._next or look.ended == look.planned):
+        elif self._due(look.ended, look.planned):
             self._print(look)
+
+    def _due(self, ended: int, planned: int) -> bool:
+        """Return whether a plain line is due: for a trial that ended, now and then for epochs, always for the last."""
+        pause = time.monotonic() - self._last
+        if ended == self._shown[0]:
+            return pause >= EPOCHS_EVERY
+        return pause >= PLAIN_EVERY or ended == planned
 
     def _print(self, look: _Look) -> None:
         """Print a plain line, with the front where it has moved."""
         front = f"; {look.front}" if look.front != self._shown[1] else ""
         self._console.print(f"{look.ended}/{look.planned} {look.line}{front}", markup=False, soft_wrap=True)
         self._shown = look.ended, look.front
-        self._next = time.monotonic() + PLAIN_EVERY
+        self._last = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +148,9 @@ def _look_at_search(record: Record, experiment: Experiment) -> _Look:
 def _look_at_retraining(record: Record, experiment: Experiment) -> _Look:
     from bsconv_nas.search.retrain import outlook
 
-    ended, planned, eta = outlook(record, experiment.resources.workers)
-    epochs = sum(trial.epochs for trial in record.trials.values() if trial.state == "running")
-    return _Look(ended, planned, f"retraining, {epochs} epochs of those at work{_left(eta)}")
+    found = outlook(record, experiment.retrain_recipe.epochs, experiment.resources.workers)
+    line = f"retraining, epoch {found.epochs} of {found.all_epochs}{_left(found.eta_seconds)}"
+    return _Look(found.ended, found.trainings, line)
 
 
 _LOOKS = {"search": _look_at_search, "retrain": _look_at_retraining}
@@ -157,7 +167,7 @@ def _line(found: Status) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f", ETA {_duration(seconds)}"
+    return f", ETA {_duration(seconds)}" if seconds else ""
 
 
 def _duration(seconds: float) -> str:
@@ -190,7 +200,7 @@ def print_front(console: Console, run: Run) -> None:
     if not rows:
         console.print("No trial is complete yet.")
         return
-    costs = [COSTS[column] for column in rows[0].costs]
+    costs = [COSTS[column] for column in rows[0].costs]  # the front's own first
     table = _table("key", "kind", "accuracy", "over uniform", *costs, "blocks", "channels", "operators")
     for row in rows:
         table.add_row(*_front_row(row))
@@ -198,7 +208,7 @@ def print_front(console: Console, run: Run) -> None:
 
 
 def _front_row(row: Row) -> list[str]:
-    lead = "" if row.gap is None else f"{100 * row.gap:+.2f}"
+    lead = "" if row.gap is None or row.kind == "baseline" else f"{100 * row.gap:+.2f}"
     costs = [format_quantity(value, column) for column, value in row.costs.items()]
     sizes = [" ".join(row.depths), " ".join(row.widths)]
     mix = ", ".join(f"{count} {option}" for option, count in row.layers.items())

@@ -2,7 +2,72 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+
+SPACE = """
+[base]
+factory = "bsconv_nas.network.models:cifar_resnet"
+arguments = { depth = 8 }
+input_size = [1, 8, 8]
+
+[choices]
+widths = [0.5, 1.0]
+"""
+EXPERIMENT = """
+space = "../spaces/resnet8.toml"
+
+[data]
+name = "digits"
+root = "../data"
+limit = 300
+
+[recipe]
+epochs = 2
+batch_size = 32
+ema = 0.9
+
+[search]
+sampler = "random"
+trials = 4
+baselines = 2
+objectives = [{ name = "val_accuracy", direction = "max" }, { name = "macs", direction = "min" }]
+
+[budget]
+macs = "400K"
+
+[resources]
+workers = 2
+
+[retrain]
+seeds = 2
+members = 1
+recipe = { epochs = 3 }
+"""
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with an experiment in `experiments/`, its space in `spaces/` and one small real run on digits.
+
+    The run lies in `runs/tiny`: 2 baselines and 4 searched networks. Tests read it; who changes it takes `own_project`.
+    """
+    import bsconv_nas as nas
+
+    project = tmp_path_factory.mktemp("project")
+    for name, text in {"spaces/resnet8.toml": SPACE, "experiments/tiny.toml": EXPERIMENT}.items():
+        (project / name).parent.mkdir()
+        (project / name).write_text(text)
+    nas.search(nas.Experiment.load(project / "experiments/tiny.toml"), project / "runs/tiny")
+    return project
+
+
+@pytest.fixture
+def own_project(project: Path, tmp_path: Path) -> Path:
+    """A copy of `project` at another place."""
+    return shutil.copytree(project, tmp_path / "elsewhere")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +91,18 @@ def _has_gpu() -> bool:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if report.skipped and item.config.getoption("--strict-tools"):
+    return _strict(item, report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    return _strict(collector, report)
+
+
+def _strict(node, report):
+    """Fail what skips under --strict-tools, be it a test or a whole file."""
+    if report.skipped and not hasattr(report, "wasxfail") and node.config.getoption("--strict-tools"):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} skips, which --strict-tools forbids: {report.longrepr}"
+        report.longrepr = f"{node.nodeid} skips, which --strict-tools forbids: {report.longrepr}"
     return report

@@ -312,9 +312,9 @@ class InPlace(Net):
         self.relu = nn.ReLU(inplace=True)
 
     def body(self, x: Tensor) -> Tensor:
-        y = self.relu(self.a(x))
+        y = self.a(x)
         y += x
-        z = F.relu(self.b(y), inplace=True)
+        z = self.b(self.relu(y))
         z *= 2
         return self.c(nn.functional.dropout(z.add_(y), training=False))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bsconv_nas.decompositions import Conv, parse_option, plan
 from bsconv_nas.errors import SpaceError, suggest
@@ -34,6 +34,9 @@ def instantiate(base: Base) -> nn.Module:
     7
     """
     factory = _import(base.factory)
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise SpaceError(f"Factory {base.factory!r} must be a function or a class, but is {kind!r}: name the function.")
     arguments = {**_declared(factory, base), **base.arguments}
     try:
         module = factory(**arguments)
@@ -133,12 +136,16 @@ def _replace(root: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
 
 
 def _resize_parameter(root: nn.Module, path: str, channels: int) -> None:
-    """Give a bare parameter with one value a channel other channels; its values are repeated or cut."""
+    """Give a bare parameter with one value a channel other channels."""
     owner, _, name = path.rpartition(".")
-    weight = root.get_parameter(path).detach()
-    axis = weight.shape.index(weight.numel())
-    index = torch.arange(channels, device=weight.device) % weight.numel()
-    root.get_submodule(owner).register_parameter(name, nn.Parameter(weight.index_select(axis, index)))
+    root.get_submodule(owner).register_parameter(name, nn.Parameter(_cut(root.get_parameter(path), channels)))
+
+
+def _cut(weight: Tensor, channels: int) -> Tensor:
+    """Return the values of a parameter that has one a channel, repeated or cut to `channels`."""
+    values = weight.detach()
+    index = torch.arange(channels, device=values.device) % values.numel()
+    return values.index_select(values.shape.index(values.numel()), index)
 
 
 def _layer(host: nn.Module, table: Table, row: tuple[int, ...], index: int) -> nn.Module | None:
@@ -183,7 +190,7 @@ def _norm(host: nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d, channels: i
 def _prelu(host: nn.PReLU, channels: int) -> nn.PReLU:
     module = nn.PReLU(channels)
     with torch.no_grad():
-        module.weight.copy_(host.weight.mean())
+        module.weight.copy_(_cut(host.weight, channels))
     return module
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ __all__ = ["concurrency", "connected"]
 _TOKEN = secrets.token_hex(32)
 OBJECT_STORE = 128 * 2**20  # bytes, beside the data
 SOCKET_ROOM = 70  # bytes that Ray appends to its temporary folder in socket paths, which end at 107
+KNOCK = 5.0  # seconds for a cluster to answer at its port
 PATIENCE = 10.0  # seconds for Ray's last processes to let go of their logs
 
 
@@ -79,12 +81,26 @@ def _start(resources: Resources, data_bytes: int, scratch: Path) -> None:
 
 
 def _join(address: str) -> None:
+    if address != "auto":
+        _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except ConnectionError:
         raise SearchError(
-            f"A Ray cluster must answer at {address!r}, but: {reason}; start one or leave --address out."
+            f"A Ray cluster must run at --address {address!r}, but there is none: start one or leave the address out."
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Refuse an address that nobody listens at: Ray itself tries for more than ten minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise SearchError(f"--address must be 'auto' or HOST:PORT, such as 10.0.0.1:6379, but got {address!r}.")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+    except OSError as error:
+        raise SearchError(
+            f"A Ray cluster must answer at --address {address!r}, but: {error.strerror or error}; check host and port."
         ) from None
 
 

@@ -21,7 +21,7 @@ from bsconv_nas.search.store import Store, kept
 from bsconv_nas.search.trial import Job, Metrics, trial_seed
 from bsconv_nas.space.table import Architecture
 
-__all__ = ["Pair", "Retraining", "chosen", "outlook"]
+__all__ = ["LIKE_COST", "Outlook", "Pair", "Retraining", "chosen", "outlook"]
 
 LIKE_COST = (0.7, 1.05)  # of a member's MACs
 RIVALS = 2  # uniform networks of like cost for each member
@@ -38,7 +38,8 @@ class Pair:
 def chosen(trials: pd.DataFrame, found: pd.DataFrame, members: int) -> list[Pair]:
     """Return what to retrain: members spread over the front, each with its rivals.
 
-    The most accurate member comes first, then the knee, then those that spread best over log2 MACs.
+    Networks that the search found, if any is on the front: the most accurate comes first, then the knee, then those
+    that spread best over log2 MACs. Uniform networks are their rivals, be they on the front or not.
 
     Args:
         trials: all trials of a run.
@@ -51,7 +52,9 @@ def chosen(trials: pd.DataFrame, found: pd.DataFrame, members: int) -> list[Pair
     if found.empty:
         raise RecordError("A run is retrained once a trial is complete, but this one has none: search on.")
     baselines = trials[(trials["kind"] == "baseline") & (trials["state"] == "complete")]
-    return [Pair(number, _rivals(found, baselines, number)) for number in _spread(found, members)]
+    searched = found[found["kind"] == "search"]
+    candidates = found if searched.empty else searched
+    return [Pair(number, _rivals(found, baselines, number)) for number in _spread(candidates, members)]
 
 
 def _spread(found: pd.DataFrame, members: int) -> list[int]:
@@ -197,14 +200,30 @@ class Retraining:
         self._on_change(self.record)
 
 
-def outlook(record: Record, workers: int) -> tuple[int, int, float | None]:
-    """Return how many trainings of the last retraining ended and were planned, and the seconds left [s] if known."""
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How far a retraining is: trainings and epochs done and planned, and the time left [s] once it can be told."""
+
+    ended: int
+    trainings: int
+    epochs: int
+    all_epochs: int
+    eta_seconds: float | None
+
+
+def outlook(record: Record, epochs: int, workers: int) -> Outlook:
+    """Return how far the last retraining is.
+
+    Args:
+        record: of the run.
+        epochs: of one training.
+        workers: trainings at a time.
+    """
     begun = next(note for note in reversed(record.notes) if note.what == "retraining")
     trials = [t for t in record.trials.values() if t.started.kind == "retrain"]
-    ended = [t.seconds for t in trials if t.state != "running" and t.ended >= begun.time]
-    planned = int(begun.detail["trainings"])
-    if not ended:
-        return 0, planned, None
-    mean = sum(ended) / len(ended)
-    half = sum(min(t.seconds, mean) for t in trials if t.state == "running")
-    return len(ended), planned, max(0.0, mean * (planned - len(ended)) - half) / workers
+    ended = [t for t in trials if t.state != "running" and t.ended >= begun.time]
+    active = ended + [t for t in trials if t.state == "running"]
+    done, seconds = sum(t.epochs for t in active), sum(t.seconds for t in active)
+    trainings = int(begun.detail["trainings"])
+    left = (trainings - len(ended)) * epochs - sum(t.epochs for t in active if t.state == "running")
+    return Outlook(len(ended), trainings, done, trainings * epochs, seconds / done * left / workers if done else None)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from bsconv_nas.cost.budget import format_quantity
 from bsconv_nas.search.record import Record
-from bsconv_nas.search.retrain import Pair
+from bsconv_nas.search.retrain import LIKE_COST, Pair
 from bsconv_nas.space.table import Table
 
 __all__ = ["Comparison", "comparisons", "uniform_operator", "verdict"]
@@ -115,7 +115,8 @@ accuracy, 5 against 5 seeds, 95 % interval).
 def _sentence(c: Comparison) -> str:
     what = "mixing" if c.mixed else "this uniform network"
     at = f"At {format_quantity(c.macs, 'macs')} MACs"
-    against = f"the best uniform network of like cost ({c.operator}, {format_quantity(c.rival_macs, 'macs')} MACs"
+    cost = "of like cost" if c.rival_macs >= LIKE_COST[0] * c.macs else "that costs less"
+    against = f"the best uniform network {cost} ({c.operator}, {format_quantity(c.rival_macs, 'macs')} MACs"
     measured = f"test accuracy, {c.seeds[0]} against {c.seeds[1]} seeds"
     if math.isnan(c.margin):
         return f"{at} {what} differs by {c.gain:+.1f} points from {against}; {measured}: too few for an interval)."

@@ -35,12 +35,21 @@ def count_networks(table: Table) -> int:
     """
     factors: list[Factor] = []
     for index, dimension in enumerate(table.dimensions):
-        factors += _operator_factors(table, index) if dimension.kind == "conv" else [_canonical_factor(table, index)]
+        found = _operator_factors(table, index) if dimension.kind == "conv" else [_canonical_factor(table, index)]
+        factors += map(_without_constants, found)
     while pending := {variable for scope, _ in factors for variable in scope}:
         chosen = min(sorted(pending), key=lambda v: _product_size(_touching(factors, v)))
         touching = _touching(factors, chosen)
         factors = [factor for factor in factors if chosen not in factor[0]] + [_eliminate(touching, chosen)]
     return math.prod(int(values.item()) for _, values in factors)
+
+
+def _without_constants(factor: Factor) -> Factor:
+    """Return a factor without the variables of one value, of which there may be more than an array has axes."""
+    scope, values = factor
+    return tuple(v for v, size in zip(scope, values.shape, strict=True) if size > 1), np.asarray(
+        values.squeeze(), dtype=object
+    )
 
 
 def _touching(factors: Sequence[Factor], variable: Variable) -> list[Factor]:

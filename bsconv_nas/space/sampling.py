@@ -98,7 +98,9 @@ class FeasibleSet:
             if largest < low:
                 raise BudgetError(self._impossible(column, "lower", low, "largest", largest, most[i]))
         if not self.sample(1, np.random.default_rng(0)):
-            raise BudgetError(f"No network of the space was found with {self.budget}: widen the band.")
+            raise BudgetError(
+                f"No network of the space was found with {self.budget}: each bound can be kept alone, so widen one."
+            )
 
     def _impossible(self, column: str, side: str, bound: float, end: str, value: int, row: Population) -> str:
         reached, asked = (f"{v:,.0f} ({format_quantity(v, column)})" for v in (value, bound))
@@ -161,7 +163,7 @@ class FeasibleSet:
             if row is not None:
                 return self.table.architecture(row.tolist())
             start = rng.integers(0, self.table.sizes)
-        raise BudgetError(f"No network of the space was found with {self.budget}: widen the band.")
+        raise BudgetError(f"No network of the space was found with {self.budget}: widen it.")
 
     def _walk(self, start: Population, rng: np.random.Generator) -> Population | None:
         """Return a feasible row reached by single changes that each lower the violation, or None at a dead end."""

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from torch import nn
 from bsconv_nas.api import SearchSpace
 from bsconv_nas.errors import DivergedError
 from bsconv_nas.network.models import cifar_resnet
+from bsconv_nas.search.driver import Driver
 from bsconv_nas.search.experiment import Experiment
+from bsconv_nas.search.record import Record
 from bsconv_nas.search.store import Store
-from bsconv_nas.search.trial import Job, Metrics, Task
+from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
+from bsconv_nas.space.sampling import FeasibleSet
 from bsconv_nas.training.data import DataSpec, load
 from bsconv_nas.training.recipe import Recipe
 
@@ -45,6 +48,26 @@ def new_run(path: Path, space: SearchSpace, **search: Any) -> Store:
 
 def task_of(space: SearchSpace, store: Store) -> Task:
     return Task(space.base, space.table, load(DataSpec("digits")), store.experiment.recipe)
+
+
+def work_alone(
+    store: Store,
+    feasible: FeasibleSet,
+    function: TrialFunction | None = None,
+    on_change: Callable[[Record], None] = lambda record: None,
+    trials: int | None = None,
+) -> Record:
+    """Run a search's jobs one after the other in this process, as a single worker would."""
+    task = task_of(SearchSpace.from_json(store.space), store)
+    with store.lock():
+        driver = Driver(store, feasible, EPOCHS, trials, on_change)
+        driver.begin()
+        while (job := driver.next_job()) is not None:
+            for epoch, metrics in (function or pretend)(task, job):
+                if not driver.epoch_done(job.number, epoch, metrics, 1.0):
+                    break
+        driver.close()
+    return driver.record
 
 
 def quality(indices: tuple[int, ...]) -> float:

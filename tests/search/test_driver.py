@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_search import EPOCHS, TRADE_OFF, new_run, pretend, quality, small_space, task_of
+from small_search import EPOCHS, TRADE_OFF, new_run, pretend, quality, small_space, work_alone
 
 from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import SearchError
@@ -12,7 +12,7 @@ from bsconv_nas.search.checkpoint import has_checkpoint, save_checkpoint
 from bsconv_nas.search.driver import Driver
 from bsconv_nas.search.record import Record, Trial
 from bsconv_nas.search.store import Store
-from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
+from bsconv_nas.search.trial import Job, Metrics, Task
 
 SPACE = small_space()
 FEASIBLE = SPACE.feasible(Budget(macs="60K"))
@@ -22,23 +22,10 @@ class Killed(Exception):
     """Stands for kill -9."""
 
 
-def work(driver: Driver, task: Task, function: TrialFunction = pretend) -> None:
-    """Run a driver's jobs one after the other, as one worker would."""
-    while (job := driver.next_job()) is not None:
-        for epoch, metrics in function(task, job):
-            if not driver.epoch_done(job.number, epoch, metrics, 1.0):
-                break
-
-
 def searched(
     store: Store, on_change: Callable[[Record], None] = lambda record: None, trials: int | None = None
-) -> Driver:
-    with store.lock():
-        driver = Driver(store, FEASIBLE, EPOCHS, trials, on_change)
-        driver.begin()
-        work(driver, task_of(SPACE, store))
-        driver.close()
-    return driver
+) -> Record:
+    return work_alone(store, FEASIBLE, on_change=on_change, trials=trials)
 
 
 def shown(record: Record) -> dict[int, Trial]:
@@ -51,12 +38,12 @@ def shown(record: Record) -> dict[int, Trial]:
 
 def test_baselines_come_first_and_run_to_the_end(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=9, baselines=4, scheduler="asha")
-    record = searched(store).record
+    record = searched(store)
     kinds = [trial.started.kind for trial in record.trials.values()]
     assert kinds == ["baseline"] * 4 + ["search"] * 9
     assert all(record.trials[n].state == "complete" and record.trials[n].epochs == EPOCHS for n in range(4))
     assert {trial.state for trial in record.trials.values()} == {"complete", "stopped"}
-    assert [note.what for note in record.notes][::len(record.notes) - 1] == ["planned", "finished"]
+    assert [note.what for note in record.notes][:: len(record.notes) - 1] == ["planned", "finished"]
     assert record.notes[0].detail == {"baselines": 4, "trials": 9}
     assert len(record.keys) == 13
     assert all(trial.started.costs["macs"] <= 60_000 for trial in record.trials.values())
@@ -64,7 +51,7 @@ def test_baselines_come_first_and_run_to_the_end(tmp_path: Path) -> None:
 
 def test_stops_follow_the_rungs(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=12, baselines=3, scheduler={"name": "asha", "eta": 2})
-    record = searched(store).record
+    record = searched(store)
     for trial in record.trials.values():
         rivals = [quality(t.started.indices) for n, t in record.trials.items() if n <= trial.number]
         better = sum(value > quality(trial.started.indices) for value in rivals)
@@ -75,7 +62,7 @@ def test_stops_follow_the_rungs(tmp_path: Path) -> None:
 
 def test_what_is_told_is_what_is_recorded(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=5, baselines=2, objectives=TRADE_OFF)
-    record = searched(store).record
+    record = searched(store)
     assert shown(store.record()) == shown(record)
     for trial in record.trials.values():
         assert trial.metrics == {"val_accuracy": quality(trial.started.indices) * (1 - 0.5**EPOCHS)}
@@ -84,7 +71,7 @@ def test_what_is_told_is_what_is_recorded(tmp_path: Path) -> None:
 
 
 def test_the_seed_of_a_trial_is_its_networks(tmp_path: Path) -> None:
-    runs = [searched(new_run(tmp_path / str(i), SPACE, trials=4, seed=s)).record for i, s in enumerate((5, 5, 6))]
+    runs = [searched(new_run(tmp_path / str(i), SPACE, trials=4, seed=s)) for i, s in enumerate((5, 5, 6))]
     seeds = [{trial.started.key: trial.started.seed for trial in record.trials.values()} for record in runs]
     assert seeds[0] == seeds[1]
     assert all(seeds[0][key] != seeds[2][key] for key in seeds[0].keys() & seeds[2].keys())
@@ -95,7 +82,7 @@ def test_the_seed_of_a_trial_is_its_networks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path, sampler: str, scheduler: str) -> None:
     asked = {"sampler": sampler, "scheduler": scheduler, "trials": 14, "baselines": 2, "objectives": TRADE_OFF}
-    whole = searched(new_run(tmp_path / "whole", SPACE, **asked)).record
+    whole = searched(new_run(tmp_path / "whole", SPACE, **asked))
     events = 0
 
     def die_at(moment: int) -> Callable[[Record], None]:
@@ -112,27 +99,21 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path, samp
         with pytest.raises(Killed):
             searched(store, die_at(moment))
         events = moment
-    resumed = searched(store).record
+    resumed = searched(store)
     assert shown(resumed) == shown(whole)
 
 
 def test_more_trials_can_be_asked_for(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=3, baselines=1)
     searched(store)
-    assert len(searched(store, trials=5).record.trials) == 6
-    assert len(searched(store, trials=2).record.trials) == 6
+    assert len(searched(store, trials=5).trials) == 6
+    assert len(searched(store, trials=2).trials) == 6
 
 
 def test_an_exhausted_space_ends_the_search_with_success(tmp_path: Path) -> None:
     space = small_space(scope="network", widths=(1.0,), depths="fixed")
     store = new_run(tmp_path / "run", space, trials=50, baselines=2)
-    with store.lock():
-        driver = Driver(store, space.feasible(), EPOCHS)
-        driver.begin()
-        work(driver, task_of(space, store))
-        assert driver.finished
-        driver.close()
-    record = store.record()
+    record = work_alone(store, space.feasible())
     assert [note.what for note in record.notes][-2:] == ["exhausted", "finished"]
     assert len(record.trials) == 4
     assert {trial.state for trial in record.trials.values()} == {"complete"}
@@ -212,7 +193,9 @@ def test_trials_that_all_fail_alike_end_the_search(tmp_path: Path) -> None:
             driver.failed(number, f"ValueError: network {number} is broken")
         assert driver.stopping
         assert driver.next_job() is None
-        with pytest.raises(SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"):
+        with pytest.raises(
+            SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"
+        ):
             driver.close()
 
 
@@ -246,10 +229,7 @@ def test_only_the_fronts_checkpoints_stay(tmp_path: Path) -> None:
             yield epoch, metrics
 
     store = new_run(tmp_path / "run", SPACE, trials=8, baselines=3, scheduler="asha", objectives=TRADE_OFF)
-    with store.lock():
-        driver = begun(store)
-        work(driver, task_of(SPACE, store), saving)
-    record = store.record()
+    record = work_alone(store, FEASIBLE, saving)
     kept = {number for number in record.trials if has_checkpoint(store.checkpoint(number))}
     assert kept == set(record.front(store.experiment.search.objectives))
     assert 0 < len(kept) < len(record.trials)

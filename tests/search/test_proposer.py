@@ -31,7 +31,9 @@ def feasible_set(macs: str = "60K", **choices: object) -> FeasibleSet:
     return small_space(**choices).feasible(Budget(macs=macs))  # type: ignore[arg-type]
 
 
-def proposer(feasible: FeasibleSet, name: str, objectives: tuple[Objective, ...] = TRADE_OFF, seed: int = 0) -> Proposer:
+def proposer(
+    feasible: FeasibleSet, name: str, objectives: tuple[Objective, ...] = TRADE_OFF, seed: int = 0
+) -> Proposer:
     return Proposer(feasible, sampler(name, SMALL_START.get(name, {})), objectives, seed)
 
 
@@ -53,9 +55,7 @@ def play(
         state = "stopped" if number % 5 == 3 else "failed" if number % 7 == 5 else "complete"
         proposer.tell(number, state, [values[o.name] for o in objectives])
         costs = {"macs": int(values["macs"])}
-        events.append(
-            Started(number, "search", architecture.key, architecture.indices, costs, 0, proposal.attributes)
-        )
+        events.append(Started(number, "search", architecture.key, architecture.indices, costs, 0, proposal.attributes))
         metrics = {"val_accuracy": values["val_accuracy"]} if state == "complete" else {}
         events.append(Ended(number, state, 1, metrics, 1.0))
         found.append(architecture)
@@ -103,9 +103,7 @@ def test_a_running_trial_survives_the_rebuild(name: str) -> None:
     assert open_trial is not None
     network = open_trial.architecture
     rebuilt = proposer(feasible, name)
-    rebuilt.replay(
-        Record([*events, Started(16, "search", network.key, network.indices, {}, 0, open_trial.attributes)])
-    )
+    rebuilt.replay(Record([*events, Started(16, "search", network.key, network.indices, {}, 0, open_trial.attributes)]))
     for one in (whole, rebuilt):
         one.tell(16, "complete", [0.5, 5e4])
     assert rebuilt.propose(17) == whole.propose(17)
@@ -129,7 +127,9 @@ def test_a_taken_network_is_not_proposed_again() -> None:
     everything = feasible.sample(100, np.random.default_rng(0))
     one = proposer(feasible, "random")
     one.take(0, everything[0])
-    proposed = {proposal.architecture.key for n in range(1, len(everything)) if (proposal := one.propose(n)) is not None}
+    proposed = {
+        proposal.architecture.key for n in range(1, len(everything)) if (proposal := one.propose(n)) is not None
+    }
     assert proposed == {architecture.key for architecture in everything[1:]}
 
 

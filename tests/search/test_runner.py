@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_search import EPOCHS, TRADE_OFF, broken, faulty, hanging, new_run, pretend, quality, small_space, task_of
+from small_search import (
+    EPOCHS,
+    TRADE_OFF,
+    broken,
+    faulty,
+    hanging,
+    new_run,
+    pretend,
+    quality,
+    small_space,
+    task_of,
+    work_alone,
+)
 
 from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import RecordError, SearchError
@@ -125,12 +137,12 @@ def test_early_stopping_ends_trials_on_the_workers(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_search_that_can_go_on(tmp_path: Path) -> None:
-    asked = {"trials": 12, "baselines": 2, "resources": {"workers": 1}}
-    whole, store = (new_run(tmp_path / name, SPACE, **asked) for name in ("whole", "interrupted"))
+    asked = {"trials": 8, "baselines": 2, "resources": {"workers": 1}}
+    store = new_run(tmp_path / "interrupted", SPACE, **asked)
     handler = signal.getsignal(signal.SIGINT)
 
     def press(record: Record) -> None:
-        if len(record.trials) == 5 and record.trials[4].epochs == 1:
+        if record.notes[-1].what != "interrupted" and len(record.trials) == 5 and record.trials[4].epochs == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     first = search(store, FEASIBLE, task_of(SPACE, store), function=pretend, on_change=press)
@@ -138,14 +150,16 @@ def test_ctrl_c_ends_a_search_that_can_go_on(tmp_path: Path) -> None:
     assert [trial.state for trial in first.trials.values()] == ["complete"] * 4 + ["running"]
     assert signal.getsignal(signal.SIGINT) is handler
     rest = search(store, FEASIBLE, task_of(SPACE, store), function=pretend)
-    expected = search(whole, FEASIBLE, task_of(SPACE, whole), function=pretend)
     assert rest.notes[-1].what == "finished"
+    expected = work_alone(new_run(tmp_path / "whole", SPACE, **asked), FEASIBLE)
+    assert rest.trials.keys() == expected.trials.keys()
     for number, trial in expected.trials.items():
         other = rest.trials[number]
         assert (other.started.key, other.started.attributes) == (trial.started.key, trial.started.attributes)
         assert (other.state, other.curve) == (trial.state, trial.curve)
 
 
+@pytest.mark.slow
 def test_a_search_away_from_the_main_thread(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0)
     records = []
@@ -159,6 +173,7 @@ def test_a_search_away_from_the_main_thread(tmp_path: Path) -> None:
     assert [trial.state for trial in records[0].trials.values()] == ["complete"] * 2
 
 
+@pytest.mark.slow
 def test_a_search_in_which_all_fails_stops_with_the_cause(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=30, baselines=1, resources={"workers": 1})
     with pytest.raises(SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"):
@@ -177,6 +192,7 @@ def test_what_the_driver_raises_comes_through(tmp_path: Path) -> None:
         search(store, FEASIBLE, task_of(SPACE, store), function=pretend, on_change=full_disk)
 
 
+@pytest.mark.slow
 def test_a_hanging_trial_times_out(tmp_path: Path) -> None:
     resources = {"workers": 1, "timeout_minutes": 0.02}
     store = new_run(tmp_path / "run", SPACE, trials=2, baselines=0, resources=resources)
@@ -201,10 +217,3 @@ def test_the_cluster_decides_how_many_run_at_a_time() -> None:
 def test_trials_that_fit_no_machine_are_refused(resources: dict[str, float], said: str) -> None:
     with pytest.raises(SearchError, match=said):
         concurrency(Resources.model_validate(resources))
-
-
-def test_a_cluster_that_is_not_there_is_refused(cluster: Path) -> None:
-    from bsconv_nas.search.cluster import _join
-
-    with pytest.raises(SearchError, match="A Ray cluster must answer at 'localhost:1', but: "):
-        _join("localhost:1")

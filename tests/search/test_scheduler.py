@@ -17,7 +17,14 @@ def test_rungs_lie_below_the_last_epoch() -> None:
 def test_decisions_at_a_rung_by_hand() -> None:
     asha = Asha(max_epochs=9, eta=3)
     # By entries so far: one and two stop nobody; of three to five the best goes on; of six the best two.
-    arrivals = [(0.5, "continue"), (0.1, "continue"), (0.4, "stop"), (0.6, "continue"), (0.5, "stop"), (0.55, "continue")]
+    arrivals = [
+        (0.5, "continue"),
+        (0.1, "continue"),
+        (0.4, "stop"),
+        (0.6, "continue"),
+        (0.5, "stop"),
+        (0.55, "continue"),
+    ]
     assert [asha.decide(number, 1, value) for number, (value, _) in enumerate(arrivals)] == [d for _, d in arrivals]
 
 

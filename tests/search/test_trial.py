@@ -34,13 +34,17 @@ def test_a_candidate_learns(task: Task, tmp_path: Path) -> None:
 
 
 def test_its_seed_reproduces_a_trial(task: Task, tmp_path: Path) -> None:
-    first, second, other = (list(train(task, job(tmp_path / name, seed))) for name, seed in zip("abc", (3, 3, 4), strict=True))
+    first, second, other = (
+        list(train(task, job(tmp_path / name, seed))) for name, seed in zip("abc", (3, 3, 4), strict=True)
+    )
     assert first == second
     assert first != other
 
 
 def test_images_that_decide_nothing_are_evaluated_once(task: Task, tmp_path: Path) -> None:
-    with_test = dataclasses.replace(task, test=dataclasses.replace(task.dataset, parts={"test": task.dataset.parts["report"]}))
+    with_test = dataclasses.replace(
+        task, test=dataclasses.replace(task.dataset, parts={"test": task.dataset.parts["report"]})
+    )
     results = [metrics for _, metrics in train(with_test, job(tmp_path / "a"))]
     assert [sorted(metrics.keys() & {"test_accuracy", "report_accuracy"}) for metrics in results[:-1]] == [[], []]
     assert results[-1]["test_accuracy"] == results[-1]["report_accuracy"]

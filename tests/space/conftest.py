@@ -51,10 +51,10 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
 }
 
 
-def traced(factory: Callable[[], nn.Module], **choices: object) -> Table:
+def traced(factory: Callable[[], nn.Module], size: int = 8, **choices: object) -> Table:
     with torch.device("meta"):
         base = factory()
-    return make_table(trace(base, (3, 8, 8)), Choices.model_validate(choices))
+    return make_table(trace(base, (3, size, size)), Choices.model_validate(choices))
 
 
 @pytest.fixture(scope="session", params=SMALL)

@@ -1,9 +1,10 @@
 """The number of distinct networks against their enumeration."""
 
+from conftest import S, traced
+
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.space.counting import count_networks
 from bsconv_nas.space.table import Population, Table
-from conftest import S, traced
 
 
 def test_the_count_is_that_of_an_enumeration(table: Table, everything: Population) -> None:

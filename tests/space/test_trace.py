@@ -47,7 +47,7 @@ def test_every_convolution_is_a_dimension_or_named_as_fixed(name: str) -> None:
     table = table_of(base, ODD[name].input_size)
     named = {*table.names, *(entry.name for entry in table.fixed)}
     wanted = {f"conv.{path}" for path, m in base.named_modules() if isinstance(m, nn.Conv2d)}
-    assert wanted - named <= ({"conv.normed"} if name == "reparametrised" else set())
+    assert wanted <= named
     assert {f"width.{group.name}" for group in table.graph.groups} <= named
 
 
