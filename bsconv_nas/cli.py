@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from bsconv_nas.errors import BsconvNasError, ExperimentError
 
+if TYPE_CHECKING:
+    from bsconv_nas.run import Run
+
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 space_app = typer.Typer(help="Look at a search space.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
 
@@ -31,6 +30,7 @@ Roots = Annotated[
     list[str] | None, typer.Option("--set", metavar="data.root=DIR", help="Where the data lie on this machine.")
 ]
 DEBUG = "--debug"
+INTERRUPTED = 130  # 128 and the number of SIGINT
 
 
 def main() -> None:
@@ -86,6 +86,13 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
+def _end(run: Run) -> None:
+    """Leave as shells do after Ctrl-C if that ended a search or a retraining: no script shall go on from there."""
+    marks = [note.what for note in run.record.notes if note.what in ("finished", "interrupted", "retrained")]
+    if marks[-1:] == ["interrupted"]:
+        sys.exit(INTERRUPTED)
+
+
 @space_app.command("show")
 def space_show(
     place: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A file of search_spaces/ or a run folder.")],
@@ -117,6 +124,7 @@ def search(
     with Progress(_console(), asked) as progress:
         done = runs.search(asked, run, trials=trials, address=address, on_change=progress)
     print_run(_console(), done)
+    _end(done)
 
 
 @app.command()
@@ -130,6 +138,7 @@ def resume(run: RunFolder, trials: Trials = None, roots: Roots = None, address: 
         root = _data_root(roots)
         done = runs.resume(found, trials=trials, data_root=root, address=address, on_change=progress)
     print_run(_console(), done)
+    _end(done)
 
 
 @app.command()
@@ -192,6 +201,7 @@ def retrain(
         root = _data_root(roots)
         done = runs.retrain(found, members=members, seeds=seeds, data_root=root, address=address, on_change=progress)
     print_verdict(_console(), done)
+    _end(done)
 
 
 @app.command()
@@ -219,4 +229,4 @@ def doctor() -> None:
         if not finding.well:
             well = False
             print(f"    {finding.mend}")
-    sys.exit(not well)
+    sys.exit(0 if well else 1)

@@ -125,15 +125,15 @@ class Lender(nn.Module):
 
 
 class SharedBetweenBlocks(Net):
-    """Two residual blocks that share a layer: neither can be dropped alone."""
+    """Two residual blocks that share a layer: dropping the first would leave the second without it."""
 
     def __init__(self) -> None:
         super().__init__()
         lent = conv(8, 8)
-        self.blocks = nn.Sequential(Lender(lent), Lender(lent), PreActivation(8))
+        self.first, self.second = nn.Sequential(Lender(lent)), nn.Sequential(Lender(lent), PreActivation(8))
 
     def body(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        return self.second(self.first(x))
 
 
 class Concatenated(Net):
@@ -351,7 +351,7 @@ ODD = {
     "square mean": Odd(SquareMean, {"width.conv": "enters mean"}, ("conv.conv", "width.stem")),
     "shared": Odd(Shared, {"conv.conv": "more than once"}, ("conv.left.0", "width.stem", "width.left.0")),
     "shared between blocks": Odd(
-        SharedBetweenBlocks, {"conv.blocks.0.lent": "more than once"}, ("conv.blocks.0.own", "depth.blocks")
+        SharedBetweenBlocks, {"conv.first.0.lent": "more than once"}, ("conv.first.0.own", "depth.second")
     ),
     "concatenated": Odd(
         Concatenated,

@@ -263,7 +263,9 @@ def test_a_retraining_that_is_done_is_not_done_again(retrained: nas.Run) -> None
 def test_a_run_goes_on_only_with_its_own_data(own_project: Path) -> None:
     place = own_project / "runs/tiny/environment.json"
     place.write_text(place.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-    with pytest.raises(RecordError, match=r"The data of run 'tiny' must be those it was searched with \(0\w{11}\), but"):
+    with pytest.raises(
+        RecordError, match=r"The data of run 'tiny' must be those it was searched with \(0\w{11}\), but"
+    ):
         nas.resume(nas.load_run(own_project / "runs/tiny"))
 
 
@@ -296,7 +298,7 @@ def test_a_search_that_cannot_start_leaves_no_folder(own_project: Path, monkeypa
     with pytest.raises(SearchError, match=r"A trial needs 64 GPU \(resources.gpus_per_trial\), but this machine has"):
         nas.search(asked, own_project / "runs/new")
     asked = nas.Experiment.load(own_project / "experiments/tiny.toml")
-    with pytest.raises(SearchError, match=r"A Ray cluster must answer at 'nowhere', but"):
+    with pytest.raises(SearchError, match="--address must be 'auto' or HOST:PORT"):
         nas.search(asked, own_project / "runs/new", address="nowhere")
     assert everything(own_project) == before
     assert not (own_project / "runs/new").exists()

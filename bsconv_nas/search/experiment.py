@@ -32,7 +32,8 @@ from bsconv_nas.training.spec import DataSpec
 __all__ = ["OBJECTIVES", "Experiment", "Named", "Resources", "Retrain", "Search"]
 
 OBJECTIVES = ("val_accuracy", "val_loss", "train_loss", *COLUMNS)
-_PATHS = (("space",), ("data", "root"))
+_ROOT = ("data", "root")
+_PATHS = (("space",), _ROOT)
 
 
 class _Section(BaseModel):
@@ -102,8 +103,8 @@ class Retrain(_Section):
 class Experiment(_Section):
     """A file of `experiments/`.
 
-    `space` and `data.root` are absolute once loaded. The record keeps them relative to the run folder if the file had
-    them relative to itself; else only the space's file name.
+    `space` and `data.root` are absolute once loaded. The record keeps the space's file name, as the space itself is
+    recorded too, and the root relative to the run folder if the file had it relative to itself.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -169,25 +170,16 @@ class Experiment(_Section):
     def to_json(self, folder: str | Path = ".") -> dict[str, Any]:
         """Return plain values for a file in `folder`; no absolute path is among them."""
         data = self.model_dump(mode="json")
-        for key in _PATHS:
-            table, name = _table(data, key)
-            if (value := table[name]) is None:
-                continue
-            relative = key in self._relative or not Path(value).is_absolute()
-            table[name] = Path(os.path.relpath(value, folder)).as_posix() if relative else None
-        data["space"] = data["space"] or Path(self.space).name
+        root = data["data"]["root"]
+        if root is not None:
+            relative = _ROOT in self._relative or not Path(root).is_absolute()
+            data["data"]["root"] = Path(os.path.relpath(root, folder)).as_posix() if relative else None
+        data["space"] = Path(self.space).name
         return data
 
 
 def _copy(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _table(data: dict[str, Any], key: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return the table that holds `key`, and the key's last part."""
-    for part in key[:-1]:
-        data = data[part]
-    return data, key[-1]
 
 
 def _absolute_paths(raw: dict[str, Any], folder: Path) -> frozenset[tuple[str, ...]]:

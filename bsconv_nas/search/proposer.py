@@ -107,7 +107,6 @@ class Proposer:
         objectives: Sequence[Objective],
         seed: int,
     ) -> None:
-        self._table = feasible.table
         self._sampler = _FeasibleSampler(feasible, build, seed)
         self._storage = InMemoryStorage()
         with _quiet():
@@ -159,7 +158,7 @@ class Proposer:
             self._study.tell(trial, state=TrialState.FAIL)
             return None
         self._places[number] = trial.number
-        kept = self._storage.get_trial(trial._trial_id).system_attrs
+        kept = self._study.get_trials(deepcopy=False)[trial.number].system_attrs
         study = {key: value for key, value in self._study_attributes().items() if before.get(key) != value}
         attributes = {"trial": _portable(kept), "study": _portable(study)}
         return Proposal(answer.architecture, {k: v for k, v in attributes.items() if v}, *answer.changes)

@@ -33,7 +33,7 @@ def search(
 ) -> Record:
     """Run a search to its end, or go on with one that was interrupted, and return its record.
 
-    Ctrl-C once ends it in good order: the record's last note is then `interrupted` instead of `finished`, and calling
+    Ctrl-C once (or SIGTERM) ends it in good order: the record's last note is then `interrupted` instead of `finished`, and calling
     this again goes on. Ctrl-C twice stops at once.
 
     Args:
@@ -80,20 +80,21 @@ def run(
 
 @contextlib.contextmanager
 def _one_interrupt(driver: Jobs) -> Iterator[None]:
-    """Let the first Ctrl-C end the search in good order, and the second one at once."""
+    """Let the first Ctrl-C, or a SIGTERM, end the search in good order, and a second Ctrl-C at once."""
 
-    def first(number: int, frame: object) -> None:
+    def stop(number: int, frame: object) -> None:
         driver.interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread alone
         return
-    before = signal.signal(signal.SIGINT, first)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: Ray's own, which is gone by then
 
 
 def _size(data: object) -> int:

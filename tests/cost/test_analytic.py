@@ -54,34 +54,45 @@ def assert_costs_exact(base: nn.Module, table: Table, networks: list[Architectur
 def test_costs_of_odd_networks(name: str) -> None:
     base = meta(ODD[name].factory)
     table = table_of(base, ODD[name].input_size, stem=name == "in place", width_scope="layer")
-    assert_costs_exact(base, table, random_networks(table, 10))
-
-
-@pytest.mark.parametrize("width_scope", SCOPES)
-@pytest.mark.parametrize("scope", SCOPES)
-def test_costs_under_every_scope(scope: str, width_scope: str) -> None:
-    base = meta(lambda: cifar_resnet(14))
-    table = table_of(base, (3, 16, 16), scope=scope, width_scope=width_scope)
-    assert_costs_exact(base, table, random_networks(table, 4))
+    assert_costs_exact(base, table, random_networks(table, 5))
 
 
 @pytest.mark.parametrize(
-    ("factory", "size"),
-    [
-        (lambda: cifar_resnet(8), 32),
-        (lambda: cifar_resnet(20, num_classes=100, width=10), 32),
-        (lambda: cifar_resnet(56), 32),
-        (models.resnet18, 224),
-        (models.resnet34, 224),
-        (models.resnet50, 224),
-        (models.vgg11_bn, 224),
-    ],
-    ids=["cifar_resnet8", "cifar_resnet20", "cifar_resnet56", "resnet18", "resnet34", "resnet50", "vgg11_bn"],
+    ("scope", "width_scope"), [*zip(SCOPES, SCOPES, strict=True), *zip(SCOPES, SCOPES[::-1], strict=True)]
 )
-def test_costs_of_known_networks(factory: Callable[[], nn.Module], size: int) -> None:
+def test_costs_under_every_scope(scope: str, width_scope: str) -> None:
+    base = meta(lambda: cifar_resnet(14))
+    table = table_of(base, (3, 16, 16), scope=scope, width_scope=width_scope)
+    assert_costs_exact(base, table, random_networks(table, 2))
+
+
+KNOWN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "cifar_resnet8": (lambda: cifar_resnet(8), 32),
+    "cifar_resnet20": (lambda: cifar_resnet(20, num_classes=100, width=10), 32),
+    "cifar_resnet56": (lambda: cifar_resnet(56), 32),
+    "resnet18": (models.resnet18, 224),
+    "resnet34": (models.resnet34, 224),
+    "resnet50": (models.resnet50, 224),
+    "vgg11_bn": (models.vgg11_bn, 224),
+}
+
+
+def assert_known_costs_exact(name: str, n: int) -> None:
+    factory, size = KNOWN[name]
     base = meta(factory)
     table = table_of(base, (3, size, size), stem=True, width_scope="layer", divisor=8)
-    assert_costs_exact(base, table, random_networks(table, 4))
+    assert_costs_exact(base, table, random_networks(table, n))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_costs_of_known_networks(name: str) -> None:
+    assert_known_costs_exact(name, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_costs_of_many_known_networks(name: str) -> None:
+    assert_known_costs_exact(name, 20)
 
 
 def test_the_uniform_regular_network_costs_what_the_literature_says() -> None:

@@ -1,7 +1,7 @@
 """Built networks: plain modules that do what the base does, initialised by one rule, trained in one step."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -21,6 +21,14 @@ from bsconv_nas.space.table import Architecture, Table
 from bsconv_nas.space.trace import trace
 
 OPERATORS = ("regular", "dsc", "bsconv_u:r=2", "bsconv_s:p=1/2")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def table_of(base: nn.Module, size: tuple[int, int, int] = (3, 16, 16), **choices: object) -> Table:
@@ -52,10 +60,10 @@ def step(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
 def test_odd_networks_train_in_every_shape(name: str) -> None:
     base, size = ODD[name].factory(), ODD[name].input_size
     table = table_of(base, size)
-    for architecture in random_networks(table, 4):
+    for architecture in random_networks(table, 2):
         module = seeded_build(base, table, architecture, seed=0)
         assert module.training
-        assert module(torch.randn(2, *size)).shape == (2, CLASSES)
+        assert module(torch.zeros(2, *size)).shape == (2, CLASSES)
         assert torch.isfinite(step(module, size))
         used = [p for path, p in module.named_parameters() if not path.startswith(("aux", "never", "blocks.1.spare"))]
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in used)
@@ -64,10 +72,10 @@ def test_odd_networks_train_in_every_shape(name: str) -> None:
 @pytest.mark.parametrize("factory", [lambda: cifar_resnet(14), models.resnet18], ids=["cifar_resnet14", "resnet18"])
 def test_residual_networks_train_in_every_shape(factory: Callable[[], nn.Module]) -> None:
     base = factory()
-    table = table_of(base, (3, 32, 32))
-    for architecture in random_networks(table, 3):
+    table = table_of(base, (3, 16, 16))
+    for architecture in random_networks(table, 2):
         module = seeded_build(base, table, architecture, seed=0)
-        assert torch.isfinite(step(module, (3, 32, 32)))
+        assert torch.isfinite(step(module, (3, 16, 16)))
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
 
 
@@ -113,7 +121,7 @@ def test_a_module_that_is_passed_stays_as_it_is() -> None:
     table = table_of(base)
     module = seeded_build(base, table, random_networks(table, 1)[0], seed=0)
     step(module, (3, 16, 16))
-    assert not base.training
+    assert (base.training, module.training) == (False, True)
     assert all(value.equal(before[name]) for name, value in base.state_dict().items())
     assert not {id(p) for p in base.parameters()} & {id(p) for p in module.parameters()}
 

@@ -20,7 +20,7 @@ from bsconv_nas.search.record import Record
 from bsconv_nas.search.store import Store
 from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
 from bsconv_nas.space.sampling import FeasibleSet
-from bsconv_nas.training.data import DataSpec, load
+from bsconv_nas.training.data import Dataset, DataSpec, load
 from bsconv_nas.training.recipe import Recipe
 
 EPOCHS = 3
@@ -46,8 +46,13 @@ def new_run(path: Path, space: SearchSpace, **search: Any) -> Store:
     return Store.create(path, experiment, space.to_json(), {})
 
 
+@cache
+def digits() -> Dataset:
+    return load(DataSpec("digits"))
+
+
 def task_of(space: SearchSpace, store: Store) -> Task:
-    return Task(space.base, space.table, load(DataSpec("digits")), store.experiment.recipe)
+    return Task(space.base, space.table, digits(), store.experiment.recipe)
 
 
 def work_alone(

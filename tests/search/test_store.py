@@ -34,7 +34,7 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
 def test_a_run_folder_holds_what_it_was_made_of(store, experiment):
     opened = Store.open(store.path)
     assert opened.name == "tiny-1"
-    assert opened.experiment == experiment
+    assert opened.experiment.to_json(opened.path) == experiment.to_json(opened.path)
     assert (opened.space, opened.environment) == (SPACE, ENVIRONMENT)
     assert opened.record().trials == {}
     names = ["environment.json", "experiment.json", "space.json", "trials.jsonl"]

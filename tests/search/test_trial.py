@@ -41,6 +41,14 @@ def test_its_seed_reproduces_a_trial(task: Task, tmp_path: Path) -> None:
     assert first != other
 
 
+def test_its_seed_draws_the_initial_weights(task: Task, tmp_path: Path) -> None:
+    still = dataclasses.replace(task, recipe=Recipe(epochs=1, batch_size=64, learning_rate=1e-12))
+    for name, seed in (("a", 3), ("b", 4)):
+        list(train(still, job(tmp_path / name, seed)))
+    one, other = (load_checkpoint(tmp_path / name)[0]["model.fc.weight"] for name in "ab")
+    assert (one - other).abs().max() > 0.1
+
+
 def test_images_that_decide_nothing_are_evaluated_once(task: Task, tmp_path: Path) -> None:
     with_test = dataclasses.replace(
         task, test=dataclasses.replace(task.dataset, parts={"test": task.dataset.parts["report"]})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from odd_networks import Concatenated, PreActivated
 from torch import nn
 
@@ -24,6 +25,9 @@ def tiny_resnet() -> nn.Module:
 def small_resnet() -> nn.Module:
     return cifar_resnet(14, width=4)
 
+
+settings.register_profile("any machine", deadline=None)  # a busy one is not a slow test
+settings.load_profile("any machine")
 
 # p = 1/4 and 1/2 are one option at 8 channels and less; 9 and 16 blueprints of a 3x3 kernel are one as well.
 S, U = ("regular", "bsconv_s:p=1/4", "bsconv_s:p=1/2"), ("bsconv_u", "bsconv_u:r=16", "bsconv_u:r=9")

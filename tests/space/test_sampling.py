@@ -240,7 +240,7 @@ def test_a_space_of_widths_alone_has_regular_baselines() -> None:
         ),
         (
             Budget(params=10),
-            r"bound on params must be .*, but is 10 \(10\) and the smallest .* most of it in layer3\.0\.conv2 \(880\), ",
+            r"bound on params must be .*, but is 10 \(10\) and the smallest .* most of it in layer3\.0\.conv2 \(880\)",
         ),
         (
             Budget(memory="1KiB"),
