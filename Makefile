@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RUN    ?= runs/demo
-THREADS := OMP_NUM_THREADS=1
+# What tests leave in the system's temporary folder goes when they end.
+PYTEST = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && TMPDIR=$$scratch $(BIN)/python -m pytest
 
 .PHONY: install demo check test test-all clean
 
@@ -17,10 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	rm -rf $(RUN)
-	$(BIN)/bsconv-nas search experiments/quickstart.toml --run $(RUN)
-	$(BIN)/bsconv-nas report $(RUN)
-	$(BIN)/bsconv-nas export $(RUN) --out $(RUN)/export
+	rm -rf runs/demo
+	$(BIN)/bsconv-nas search experiments/quickstart.toml --run runs/demo
+	$(BIN)/bsconv-nas report runs/demo
+	$(BIN)/bsconv-nas export runs/demo --out runs/demo/export
 
 check: install
 	$(BIN)/ruff check .
@@ -28,11 +28,12 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m 'not slow and not browser'
+	$(PYTEST) $(STRICT) -m 'not slow and not browser'
 
-# Everything; --strict-tools fails where a test would skip for want of a tool.
+# Everything, make test included; --strict-tools fails what would skip for want of a tool.
+test-all: STRICT := --strict-tools
 test-all: test
-	$(BIN)/python -m pytest --strict-tools -m 'slow or browser'
+	$(PYTEST) $(STRICT) -m 'slow or browser'
 
 clean:
-	rm -rf $(VENV) runs build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs/demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -22,10 +22,10 @@ app.add_typer(space_app, name="space")
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as search.seed=1.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, such as search.seed=1; repeatable.")
 ]
 Address = Annotated[str | None, typer.Option(metavar="ADDR", help="A running Ray cluster: auto or HOST:PORT.")]
-Trials = Annotated[int | None, typer.Option(min=0, help="Networks to search, beside the baselines.")]
+Trials = Annotated[int | None, typer.Option(min=0, help="Networks to search in all, beside the baselines.")]
 Roots = Annotated[
     list[str] | None, typer.Option("--set", metavar="data.root=DIR", help="Where the data lie on this machine.")
 ]
@@ -110,7 +110,7 @@ def space_show(
 @app.command()
 def search(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="A new run folder.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="A new run folder; else runs/<name>-<n>.")] = None,
     trials: Trials = None,
     overrides: Overrides = None,
     address: Address = None,
@@ -187,7 +187,7 @@ def report(
 @app.command()
 def retrain(
     run: RunFolder,
-    members: Annotated[int | None, typer.Option(min=1, help="Members of the front.")] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="How many members of the front.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each network.")] = None,
     roots: Roots = None,
     address: Address = None,

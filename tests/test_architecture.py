@@ -53,7 +53,7 @@ def imports(name: str) -> Iterator[str]:
     left_out = {inner for block in typing_only for inner in ast.walk(block)}
     for node in (n for n in ast.walk(TREES[name]) if n not in left_out):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix("bsconv_nas.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively"
             module = (node.module or "").removeprefix("bsconv_nas").removeprefix(".")

@@ -187,7 +187,7 @@ NOT_A_COUNT = "Parameter 'r' of {!r} must be a whole number of at least 1, but g
         (
             "relgular",
             "Unknown decomposition 'relgular' in 'relgular': "
-            "valid are 'bsconv_s', 'bsconv_u', 'dsc', 'regular'; did you mean 'regular'?",
+            "valid are 'bsconv_s', 'bsconv_u', 'dsc', 'regular'; did you mean 'regular'.",
         ),
         ("regular:p=1/2", "Unknown parameter 'p' of 'regular' in 'regular:p=1/2': it takes none."),
         ("bsconv_u:p=1/2", "Unknown parameter 'p' of 'bsconv_u' in 'bsconv_u:p=1/2': valid are 'inner', 'r'."),

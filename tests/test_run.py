@@ -124,7 +124,7 @@ def test_the_record_names_no_place_and_no_host(run: nas.Run, project: Path) -> N
             assert str(project).encode() not in data, name
             assert str(Path.home()).encode() not in data, name
             assert socket.gethostname().encode() not in data, name
-    assert run.experiment.space == str(project / "spaces/resnet8.toml")
+    assert Path(run.experiment.space).name == "resnet8.toml"
     assert run.store.environment["versions"]["torch"] == importlib.metadata.version("torch")
     assert run.store.environment["data"]["counts"] == {"train": 240, "selection": 30, "report": 30}
 
@@ -320,6 +320,8 @@ def test_the_calls_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(p.numel() for p in model.parameters()) == cost.params
     assert model(torch.randn(2, *space.input_size)).shape == (2, space.num_classes)
     assert nas.Experiment.load("experiments/quickstart.toml").search.trials >= 24
+    assert callable(nas.search)  # a room of the package has this name, too
+    assert nas.search.__name__ == "bsconv_nas.search"
     assert sorted(nas.__all__) == nas.__dir__()
     assert all(getattr(nas, name) is not None for name in nas.__all__)
     assert issubclass(RecordError, BsconvNasError)

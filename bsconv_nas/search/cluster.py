@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -30,7 +31,8 @@ _TOKEN = secrets.token_hex(32)
 OBJECT_STORE = 128 * 2**20  # bytes, beside the data
 SOCKET_ROOM = 70  # bytes that Ray appends to its temporary folder in socket paths, which end at 107
 KNOCK = 5.0  # seconds for a cluster to answer at its port
-PATIENCE = 10.0  # seconds for Ray's last processes to let go of their logs
+PATIENCE = 5.0  # seconds for Ray's last processes to end by themselves
+MARK = "BSCONV_NAS_SCRATCH"  # in the environment of every process of a session
 
 
 @contextlib.contextmanager
@@ -126,6 +128,7 @@ def _settings(scratch: Path) -> dict[str, str]:
     """Return the environment that keeps Ray quiet, and its files inside `scratch`."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        MARK: str(scratch),
         "PYTHONPATH": _importable(),
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -168,10 +171,22 @@ def _short_folder() -> str | None:
 
 
 def _remove(scratch: Path) -> None:
-    """Delete a folder that processes on their way out may still write to."""
+    """Delete the folder of a session once its last process is gone: one that is late would make it anew."""
     deadline = time.monotonic() + PATIENCE
-    while scratch.exists():
-        shutil.rmtree(scratch, ignore_errors=True)
-        if time.monotonic() > deadline:
-            break
+    while (left := _processes(scratch)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    for process in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _processes(scratch: Path) -> list[int]:
+    """Return the processes that were started inside a session; only Linux shows them."""
+    mark = f"{MARK}={scratch}\0".encode()
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found

@@ -33,8 +33,8 @@ def search(
 ) -> Record:
     """Run a search to its end, or go on with one that was interrupted, and return its record.
 
-    Ctrl-C once (or SIGTERM) ends it in good order: the record's last note is then `interrupted` instead of `finished`, and calling
-    this again goes on. Ctrl-C twice stops at once.
+    Ctrl-C once (or SIGTERM) ends it in good order: the record's last note is then `interrupted` instead of `finished`,
+    and calling this again goes on. Ctrl-C twice stops at once.
 
     Args:
         store: the run's folder.

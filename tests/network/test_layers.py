@@ -153,7 +153,7 @@ def test_without_norm_it_is_the_dense_convolution_of_the_composed_kernel(option:
 
 
 @torch_copies_for_even_kernels
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(spec=conv_specs(), option=st.sampled_from(OPTIONS))
 def test_conformance_holds_for_any_convolution(spec: ConvSpec, option: str) -> None:
     module = layer(plan(spec, option))
@@ -297,8 +297,7 @@ def test_second_moments_are_those_of_the_activations() -> None:
 
 
 def test_every_activation_that_tracing_names_can_be_built() -> None:
-    named = {*trace_rules.ACTIVATIONS.values(), *trace_rules.FUNCTION_ACTIVATIONS.values()}
-    assert named <= set(ACTIVATIONS)
+    assert set(trace_rules.ACTIVATIONS.values()) <= set(ACTIVATIONS)
 
 
 def test_weights_come_from_the_global_generator() -> None:

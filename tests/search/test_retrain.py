@@ -4,7 +4,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from small_search import EPOCHS, TRADE_OFF, new_run, pretend, quality, small_space, task_of, work_alone
 
@@ -13,7 +15,7 @@ from bsconv_nas.errors import RecordError, SearchError
 from bsconv_nas.run import Run
 from bsconv_nas.search.checkpoint import has_checkpoint, save_checkpoint
 from bsconv_nas.search.record import Note, Record, Trial
-from bsconv_nas.search.retrain import LIKE_COST, Pair, Retraining, chosen, outlook
+from bsconv_nas.search.retrain import Pair, Retraining, chosen, outlook
 from bsconv_nas.search.store import Store
 from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
 
@@ -65,18 +67,28 @@ def test_members_are_searched_networks_spread_over_the_front(store: Store) -> No
     assert [pair.member for pair in chosen(run.trials, run.front, 2)] == members[:2]
 
 
-def test_rivals_are_the_best_uniform_networks_of_like_cost(store: Store) -> None:
-    run = Run(store)
-    macs, accuracy = run.trials["macs"], run.trials["val_accuracy"]
-    for pair in chosen(run.trials, run.front, 99):
-        assert len(pair.rivals) <= 2
-        assert all(run.trials.loc[rival, "kind"] == "baseline" for rival in pair.rivals)
-        assert all(macs[rival] <= LIKE_COST[1] * macs[pair.member] for rival in pair.rivals)
-        inside = macs.between(*(share * macs[pair.member] for share in LIKE_COST))
-        like = run.trials[inside & (run.trials["kind"] == "baseline")]
-        if len(like):
-            assert accuracy[pair.rivals[0]] == like["val_accuracy"].max()
-            assert set(pair.rivals) <= set(like["number"])
+def trials_of(*rows: tuple[str, str, float, int]) -> pd.DataFrame:
+    """Return trials with kind, state, accuracy and MACs, numbered from 0."""
+    trials = pd.DataFrame(rows, columns=["kind", "state", "val_accuracy", "macs"])
+    return trials.assign(number=range(len(trials)))
+
+
+LIKE = ("baseline", "complete", 0.6, 710), ("baseline", "complete", 0.7, 1040), ("baseline", "complete", 0.5, 900)
+UNLIKE = ("baseline", "complete", 0.8, 690), ("baseline", "complete", 0.9, 1060), ("baseline", "failed", 0.9, 1000)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "rivals"),
+    [
+        ((*LIKE, *UNLIKE), (2, 1)),  # the two most accurate within 0.7 and 1.05 of its MACs
+        (LIKE[:1], (1,)),
+        (UNLIKE, (1,)),  # none of like cost: those that cost less
+        (UNLIKE[1:], ()),
+    ],
+)
+def test_rivals_are_the_best_uniform_networks_of_like_cost(baselines: tuple[Any, ...], rivals: tuple[int, ...]) -> None:
+    trials = trials_of(("search", "complete", 0.5, 1000), *baselines)
+    assert chosen(trials, trials.iloc[:1], 1) == [Pair(0, rivals)]
 
 
 def test_a_front_of_baselines_alone_is_compared_too(store: Store) -> None:

@@ -37,14 +37,13 @@ SPACE = small_space()
 FEASIBLE = SPACE.feasible(Budget(macs="60K"))
 
 
-def processes_with(text: str) -> list[str]:
-    """Return the command lines of living processes that name `text`."""
+def processes_of(scratch: Path) -> list[Path]:
+    """Return the living processes that name a session's folder in their command line or environment."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if text in line:
-                found.append(line)
+            if str(scratch).encode() in (process / "cmdline").read_bytes() + (process / "environ").read_bytes():
+                found.append(process)
     return found
 
 
@@ -61,11 +60,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     users = os.environ["HOME"]
     os.environ["HOME"] = str(home)
     with connected(Resources(workers=2), 10**6) as scratch:
-        assert processes_with(str(scratch))
+        assert len(processes_of(scratch)) > 3
         yield scratch
     os.environ["HOME"] = users
     assert not scratch.exists()
-    assert processes_with(str(scratch)) == []
+    assert processes_of(scratch) == []
     assert list(home.iterdir()) == []
     assert rays_environment() == before
 
