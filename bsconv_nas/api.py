@@ -87,7 +87,13 @@ class SearchSpace:
         10
         """
         parsed = validate(Choices, choices, "from_module", SpaceError)
-        return cls._traced(_reference(factory_or_module, input_size, num_classes), parsed, input_size)
+        space = cls._traced(_reference(factory_or_module, input_size, num_classes), parsed, input_size)
+        if num_classes not in (None, space.num_classes):
+            raise SpaceError(
+                f"The base must end in {num_classes} classes, but ends in {space.num_classes}: "
+                "leave num_classes out, or give the network another classifier."
+            )
+        return space
 
     @classmethod
     def _traced(cls, base: Base | nn.Module, choices: Choices, input_size: Size | None = None) -> SearchSpace:
@@ -98,7 +104,10 @@ class SearchSpace:
 
         if not isinstance(base, Base):
             return cls(base, make_table(trace(base, input_size or (3, 32, 32)), choices))
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                module = instantiate(base)
+        except SpaceError:  # some factories compute with their weights, which needs real ones
             module = instantiate(base)
         graph = trace(module, base.input_size)
         if graph.num_classes != base.num_classes:
@@ -139,11 +148,13 @@ class SearchSpace:
 
     def cost(self, architecture: Architecture) -> Costs:
         """Return MACs, parameters and memory [bytes] of one network, exact and without building it."""
-        return self.model.cost(architecture)
+        return self.model.cost(self._own(architecture))
 
     def costs(self, architectures: Sequence[Architecture]) -> dict[str, npt.NDArray[np.int64]]:
         """Return the cost columns of many networks, each of shape (n,)."""
-        rows = np.array([a.indices for a in architectures], dtype=np.int64).reshape(-1, len(self.table.sizes))
+        rows = np.array([self._own(a).indices for a in architectures], dtype=np.int64).reshape(
+            -1, len(self.table.sizes)
+        )
         return self.model.costs(rows)
 
     def build(self, architecture: Architecture, seed: int | None = None) -> nn.Module:
@@ -155,13 +166,23 @@ class SearchSpace:
         """
         from bsconv_nas.network.build import build, seeded_build
 
+        self._own(architecture)
         if seed is None:
             return build(self.base, self.table, architecture)
         return seeded_build(self.base, self.table, architecture, seed)
 
     def describe(self, architecture: Architecture) -> dict[str, str | float | int]:
         """Return the chosen option of each dimension by name."""
-        return self.table.describe(architecture)
+        return self.table.describe(self._own(architecture))
+
+    def _own(self, architecture: Architecture) -> Architecture:
+        """Return `architecture`, or refuse one that belongs to another space."""
+        if self.table.architecture(architecture.indices).key != architecture.key:
+            raise SpaceError(
+                f"An architecture must be one of this space, but {architecture.key!r} has another key here: "
+                "use the space that it was sampled from."
+            )
+        return architecture
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values.
@@ -193,7 +214,12 @@ def _reference(source: Callable[..., nn.Module] | nn.Module, input_size: Size, c
     name = f"{source.__module__}:{getattr(source, '__qualname__', '')}"
     if source.__module__ != "__main__" and "<" not in name and _resolves(name, source):
         return Base(factory=name, input_size=input_size, num_classes=classes or 10)
-    return source() if classes is None else source(num_classes=classes)
+    try:
+        return source() if classes is None else source(num_classes=classes)
+    except TypeError as error:
+        raise SpaceError(
+            f"Factory {name!r} must be callable without arguments, but: {error}; wrap it in a function that is."
+        ) from None
 
 
 def _resolves(name: str, source: object) -> bool:

@@ -58,6 +58,7 @@ def _card(run: Run, source: Trial, trainings: list[Trial]) -> dict[str, Any]:
         "layers": run.space.table.resolve(architecture.indices),
         "base": run.store.space["base"],
         "num_classes": run.space.num_classes,
+        "input": _input(run),
         **started.costs,
         "weights": {"from": started.kind, "trial": source.number, "seed": started.seed, "epochs": source.epochs},
         "accuracy": _accuracy(source),
@@ -66,6 +67,21 @@ def _card(run: Run, source: Trial, trainings: list[Trial]) -> dict[str, Any]:
         "recipe": dataclasses.asdict(recipe),
         "budget": str(run.budget),
         "versions": run.store.environment.get("versions", {}),
+    }
+
+
+def _input(run: Run) -> dict[str, Any]:
+    """Return what has to be done to an image before the network sees it, as numbers and as one sentence."""
+    data, size = run.store.environment.get("data", {}), run.space.input_size
+    mean, std = (data.get(name, []) for name in ("mean", "std"))
+    shown = [", ".join(f"{value:.6g}" for value in values) for values in (mean, std)]
+    resized = f"resized to {size[1]}x{size[2]} pixels with antialiasing, " if run.experiment.data.resolution else ""
+    return {
+        "range": [0, 1],
+        "mean": mean,
+        "std": std,
+        "preparation": f"Before that they are {resized}scaled to [0, 1] and normalised channel by channel: "
+        f"(image - mean) / std with mean = [{shown[0]}] and std = [{shown[1]}].",
     }
 
 

@@ -211,7 +211,7 @@ def search(
     store = Store.create(run, experiment, space.to_json(), {**environment(), "data": _facts(dataset)})
     try:
         return _search(Run(store), dataset, None, address, on_change)
-    except SearchError:
+    except BaseException:
         if not store.record().trials:  # it could not start: nothing half-written
             shutil.rmtree(store.path)
         raise
@@ -245,9 +245,12 @@ def resume(
         on_change: called with the record after every event.
 
     Raises:
-        RecordError: another driver is at work.
+        RecordError: another driver is at work, or `trials` is less than were begun.
         DataError: the data are absent, or not those of the search.
     """
+    begun = sum(trial.started.kind == "search" for trial in run.store.record().trials.values())
+    if trials is not None and trials < begun:
+        raise RecordError(f"--trials must be at least the {begun} that were begun, but got {trials}.")
     return _search(run, _same_data(run, _spec(run, data_root)), trials, address, on_change)
 
 
@@ -256,8 +259,9 @@ def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None,
 
     feasible = run.space.feasible(run.budget)
     task = _task(run, dataset, address)
-    runner.search(run.store, feasible, task, trials=trials, address=address, on_change=on_change)
-    _count_with_fvcore(Run(run.store))
+    record = runner.search(run.store, feasible, task, trials=trials, address=address, on_change=on_change)
+    if record.notes[-1].what != "interrupted":  # whoever pressed Ctrl-C does not wait for counts
+        _count_with_fvcore(Run(run.store))
     return Run(run.store)
 
 

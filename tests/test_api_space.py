@@ -163,3 +163,46 @@ def test_a_network_with_other_classes_than_declared_is_refused(tmp_path: Path) -
     path.write_text('[base]\nfactory = "test_api_space:small"\narguments = {num_classes = 7}\nnum_classes = 3\n')
     with pytest.raises(SpaceError, match=r"The base must end in 3 classes, but 'test_api_space:small' ends in 7: let"):
         SearchSpace.load(path)
+
+
+class NeedsArgument(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+
+class ReadsItsWeights(nn.Module):
+    """Computes with a weight while it is made, which the meta device cannot."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.scale = float(nn.Conv2d(3, 8, 3).weight.abs().max())
+        self.body = small(num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x * self.scale)
+
+
+def test_an_architecture_of_another_space_is_refused() -> None:
+    mine = SearchSpace.from_module(small, input_size=(3, 8, 8), operators=["regular", "dsc"])
+    other = SearchSpace.from_module(small, input_size=(3, 8, 8), operators=["dsc", "bsconv_u"])
+    stranger = other.sample(1)[0]
+    for use in (mine.cost, mine.build, mine.describe, lambda a: mine.costs([a])):
+        with pytest.raises(SpaceError, match="must be one of this space"):
+            use(stranger)
+    longer = SearchSpace.from_module(resnet18).sample(1)[0]
+    with pytest.raises(SpaceError, match="An architecture of this space has"):
+        mine.cost(longer)
+
+
+def test_a_modules_own_classes_cannot_be_talked_away() -> None:
+    with pytest.raises(SpaceError, match="must end in 5 classes, but ends in 7"):
+        SearchSpace.from_module(small(7), input_size=(3, 8, 8), num_classes=5)
+
+
+def test_a_factory_that_needs_arguments_is_refused_by_a_sentence() -> None:
+    with pytest.raises(SpaceError, match="must be callable without arguments, but"):
+        SearchSpace.from_module(lambda channels: NeedsArgument(channels))
+
+
+def test_a_factory_that_computes_with_its_weights_is_traced() -> None:
+    assert SearchSpace.from_module(ReadsItsWeights, input_size=(3, 8, 8)).num_classes == 10

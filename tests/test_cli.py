@@ -33,6 +33,10 @@ def few_labels(spec):
     return {"train": (np.zeros((20, 1, 8, 8), np.uint8), np.arange(19) % 2)}
 
 
+def boom(spec):
+    raise RuntimeError("no images today.\\nnor tomorrow")
+
+
 def number(num_classes=10):
     return 7
 
@@ -160,6 +164,17 @@ TABLE = [
         "Unknown search.sampler 'tpa': valid are 'gp', 'nsga2', 'nsga3', 'random', 'tpe'; did you mean 'tpe'.",
     ),
     Row(
+        f'{SEARCH} --set search.sampler={{name="tpe",n_startup_trials="a"}}',
+        nothing,
+        "The parameters {'n_startup_trials': 'a'} of search.sampler 'tpe' do not hold: ....",
+    ),
+    Row(
+        f"{SEARCH} --set search.scheduler=asha --set recipe.epochs=1",
+        nothing,
+        "search.scheduler 'asha' needs min_epochs below recipe.epochs, else it stops nobody, but got min_epochs = 1 "
+        'and recipe.epochs = 1: move one of them or set search.scheduler = "none".',
+    ),
+    Row(
         f"{SEARCH} --set search.scheduler=ahsa",
         nothing,
         "Unknown search.scheduler 'ahsa': valid are 'asha', 'none'; did you mean 'asha'.",
@@ -284,6 +299,11 @@ TABLE = [
         nothing,
         "The labels of mine:few_labels['train'] must be 20 whole numbers from 0, but are int64 of shape (19,) from 0.",
     ),
+    Row(
+        f"{SEARCH} --set data.name=mine:boom",
+        nothing,
+        "mine:boom must return images and labels, but raised RuntimeError: no images today: mend it.",
+    ),
     # run folders
     Row("status runs/nothing", nothing, "No run folder 'runs/nothing': check the path."),
     Row(
@@ -345,6 +365,11 @@ TABLE = [
         edit("runs/tiny/environment.json", '"fingerprint": "', '"fingerprint": "0'),
         "The data of run 'tiny' must be those it was searched with (0...), but 'digits' here has fingerprint ...: "
         "point data.root to them.",
+    ),
+    Row(
+        "resume runs/tiny --trials 1",
+        nothing,
+        "--trials must be at least the 4 that were begun, but got 1.",
     ),
     Row(
         "resume runs/tiny --set search.seed=1",
@@ -516,6 +541,7 @@ QUICK = [
     f"{SEARCH} --set space=none.toml",
     "status runs/none",
     "resume runs/tiny --set search.seed=1",
+    "resume runs/tiny --trials 1",
 ]
 READING = ["status runs/tiny", "front runs/tiny", "front runs/tiny --csv", "report runs/tiny", "space show runs/tiny"]
 
@@ -538,7 +564,7 @@ for command in sys.argv[1:]:
     told = [line.split(maxsplit=3) for line in done.stdout.splitlines() if line.startswith("TOLD")]
     print(*(line[3] for line in told), sep="\n")
     assert [line[2] for line in told] == ["[]"] * len(commands)
-    assert [line[1] for line in told] == (["0"] * len(READING) if commands is READING else ["0", "0", *"2222222"])
+    assert [line[1] for line in told] == (["0"] * len(READING) if commands is READING else ["0", "0", *"22222222"])
 
 
 def test_help_is_quick(capsys: pytest.CaptureFixture[str]) -> None:

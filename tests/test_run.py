@@ -192,6 +192,27 @@ def test_the_card_says_where_the_weights_come_from(run: nas.Run, exported: Path)
     assert all(torch.equal(value, kept[f"ema.module.{name}"]) for name, value in state.items())
 
 
+def test_the_exported_network_reaches_the_cards_accuracy_on_images_prepared_as_it_says(
+    run: nas.Run, exported: Path
+) -> None:
+    card = json.loads((exported / "card.json").read_text())
+    spec = importlib.util.spec_from_file_location("exported_model", exported / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.model().eval()
+    network.load_state_dict(load_file(exported / "weights.safetensors"))
+    selection = load(run.experiment.data).parts["selection"]
+    mean, std = (torch.tensor(card["input"][name])[:, None, None] for name in ("mean", "std"))
+    images = (torch.tensor(selection.images) / 255 - mean) / std
+    right = network(images).argmax(1) == torch.tensor(selection.labels)
+    assert right.double().mean().item() == pytest.approx(card["accuracy"]["val_accuracy"])
+    sentence = " ".join((module.__doc__ or "").split())
+    assert card["input"]["preparation"] in sentence
+    assert f"mean = [{card['input']['mean'][0]:.6g}]" in sentence
+
+
 def test_the_knee_is_on_the_front(run: nas.Run) -> None:
     assert run.pick("knee") in set(run.front["number"])
 

@@ -46,7 +46,8 @@ def write(model: nn.Module, out: Path, card: Mapping[str, Any], input_size: Sequ
     out = Path(out).absolute()
     _check_card(card)
     _check_replaceable(out)
-    source = write_source(model, str(card.get("title", "")), input_size)
+    preparation = str(card.get("input", {}).get("preparation", ""))
+    source = write_source(model, str(card.get("title", "")), input_size, preparation)
     with _whole(out) as folder:
         (folder / MODEL_FILE).write_text(source, encoding="utf-8")
         save_state(model.state_dict(), folder / WEIGHTS_FILE)
@@ -109,7 +110,10 @@ def _exported_files(out: Path) -> set[str]:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """Yield a fresh folder beside `out` that takes its place in the end, or vanishes with whatever interrupts it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.parent.is_dir():
+        raise ExportError(
+            f"An export is written into an existing folder, but there is no {str(out.parent)!r}: make it."
+        )
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     folder, replaced = (out.with_name(f".{out.name}-{token}-{role}") for role in ("new", "old"))
     try:

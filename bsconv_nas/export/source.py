@@ -43,13 +43,16 @@ USAGE = """\
 """
 
 
-def write_source(model: nn.Module, title: str = "", input_size: Sequence[int] | None = None) -> str:
+def write_source(
+    model: nn.Module, title: str = "", input_size: Sequence[int] | None = None, preparation: str = ""
+) -> str:
     """Return the source of a Python file whose `model()` builds the network without its weights.
 
     Args:
         model: the network; it is not changed.
         title: the first line of the file's docstring.
         input_size: (C, H, W), named in the docstring.
+        preparation: what has to be done to an image first, a sentence for the docstring.
 
     Raises:
         ExportError: a module that cannot be written in torch alone, with its path and what to do.
@@ -57,9 +60,11 @@ def write_source(model: nn.Module, title: str = "", input_size: Sequence[int] | 
     _check_tensors(model)
     title = title or f"{type(model).__name__}, a network of plain torch layers."
     title = textwrap.fill(title.replace("\\", "/").replace('"', "'"), WIDTH - len('"""'))
-    shape = "" if input_size is None else f"\nIt takes images of shape (N, {', '.join(map(str, input_size))}).\n"
+    shape = "" if input_size is None else f"It takes images of shape (N, {', '.join(map(str, input_size))})."
+    takes = textwrap.fill(f"{shape} {preparation}".strip(), WIDTH)
+    takes = f"\n{takes}\n" if takes else ""
     code = "\n\n\n".join("\n".join(lines) for lines in _Writer(copy.deepcopy(model).cpu().eval()).definitions())
-    return f'"""{USAGE.format(title=title)}{shape}"""\n\n{_imports(code)}\n\n\n{code}\n'
+    return f'"""{USAGE.format(title=title)}{takes}"""\n\n{_imports(code)}\n\n\n{code}\n'
 
 
 def _imports(code: str) -> str:

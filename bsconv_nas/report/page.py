@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from bsconv_nas.errors import RecordError
 from bsconv_nas.report import quantities, summary, theme
 from bsconv_nas.report.curves import curves_figure, curves_info
 from bsconv_nas.report.front import front_figure, front_info
@@ -52,7 +53,10 @@ def render(view: View) -> str:
 def write(view: View, path: str | Path) -> Path:
     """Write the report to `path`, whole or not at all, and return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        raise RecordError(
+            f"A report is written into an existing folder, but there is no {str(path.parent)!r}: make it."
+        )
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(render(view), encoding="utf-8")

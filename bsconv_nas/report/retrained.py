@@ -13,10 +13,10 @@ __all__ = ["MEASURES", "SHORT", "retrained_info"]
 # The measures a retraining may have, the most trustworthy first, and what they are called.
 MEASURES = {
     "test_accuracy": "test accuracy",
-    "report_accuracy": "accuracy on the report half",
+    "report_accuracy": "accuracy on the report part",
     "val_accuracy": "validation accuracy",
 }
-SHORT = {"test_accuracy": "test", "report_accuracy": "report half", "val_accuracy": "validation"}
+SHORT = {"test_accuracy": "test", "report_accuracy": "report part", "val_accuracy": "validation"}
 
 
 def retrained_info(view: View) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import math
 import os
@@ -30,6 +31,8 @@ __all__ = ["concurrency", "connected"]
 _TOKEN = secrets.token_hex(32)
 OBJECT_STORE = 128 * 2**20  # bytes, beside the data
 SOCKET_ROOM = 70  # bytes that Ray appends to its temporary folder in socket paths, which end at 107
+PREFIX = "bsn-"  # of scratch folders; a short one, for the sockets
+LOCK = "lock"  # in a scratch folder, held while its session lives
 KNOCK = 5.0  # seconds for a cluster to answer at its port
 PATIENCE = 5.0  # seconds for Ray's last processes to end by themselves
 MARK = "BSCONV_NAS_SCRATCH"  # in the environment of every process of a session
@@ -38,6 +41,8 @@ MARK = "BSCONV_NAS_SCRATCH"  # in the environment of every process of a session
 @contextlib.contextmanager
 def connected(resources: Resources, data_bytes: int, address: str | None = None) -> Iterator[Path]:
     """Be connected to Ray inside a `with` block, which gets a scratch folder that is removed at its end.
+
+    A session that was killed could not remove its own; the next one does.
 
     Args:
         resources: what a local cluster must offer.
@@ -48,12 +53,14 @@ def connected(resources: Resources, data_bytes: int, address: str | None = None)
     Raises:
         SearchError: the cluster cannot be reached, or cannot run one trial.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="bsn-", dir=_short_folder()))
-    try:
-        with _environment(_settings(scratch)):
-            yield from _session(resources, data_bytes, address, scratch)
-    finally:
-        _remove(scratch)
+    _sweep(Path(_short_folder() or tempfile.gettempdir()))
+    scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
+    with _claimed(scratch):
+        try:
+            with _environment(_settings(scratch)):
+                yield from _session(resources, data_bytes, address, scratch)
+        finally:
+            _remove(scratch)
 
 
 def _session(resources: Resources, data_bytes: int, address: str | None, scratch: Path) -> Iterator[Path]:
@@ -168,6 +175,27 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 def _short_folder() -> str | None:
     """Return where scratch folders go: the system's place, or /tmp where that is too long for sockets."""
     return "/tmp" if len(tempfile.gettempdir()) + SOCKET_ROOM > 107 else None
+
+
+@contextlib.contextmanager
+def _claimed(scratch: Path) -> Iterator[None]:
+    """Hold the lock of a scratch folder inside a `with` block."""
+    fresh = scratch / f"{LOCK}.new"
+    with fresh.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fresh.rename(scratch / LOCK)  # locked before it can be seen: others take a free lock for a dead session
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the user's scratch folders in `folder` whose sessions are dead."""
+    for lock in folder.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError):  # held, another user's, or gone by now
+            if lock.parent.is_symlink() or lock.parent.stat().st_uid != os.getuid():
+                continue
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(lock.parent)
 
 
 def _remove(scratch: Path) -> None:

@@ -54,7 +54,7 @@ class Driver:
         self.record = store.record()
         build = sampler(search.sampler.name, search.sampler.params)
         self._proposer = Proposer(feasible, build, search.objectives, search.seed)
-        self._scheduler: Scheduler = scheduler(search.scheduler.name, search.scheduler.params, epochs)
+        self._scheduler: Scheduler = scheduler(search.scheduler.name, search.scheduler.params, epochs, idle=True)
         self._proposer.replay(self.record)
         replay(self._scheduler, self.record, METRIC)
         self._baselines: deque[Architecture] = deque()

@@ -35,6 +35,7 @@ __all__ = ["SAMPLERS", "Proposal", "Proposer", "sampler"]
 # Optuna's default population of 50 is as many trials as a whole search often has, and until it is full NSGA draws at
 # random.
 POPULATION = 20
+STARTUP = 10  # trials after which Optuna's model-based samplers begin to model
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "gp": GPSampler,
@@ -67,13 +68,23 @@ def sampler(name: str, params: Mapping[str, Any]) -> Callable[..., BaseSampler]:
         raise ExperimentError(f"Unknown parameter {unknown[0]!r} of search.sampler {name!r}: {valid}.")
     build = partial(SAMPLERS[name], **params)
     try:
-        with _quiet():
-            build(seed=0)
-    except (TypeError, ValueError) as error:
+        _try(build)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ExperimentError(
-            f"The parameters {dict(params)} of search.sampler {name!r} do not hold: {error}"
+            f"The parameters {dict(params)} of search.sampler {name!r} do not hold: {str(error).rstrip('.')}."
         ) from None
     return build
+
+
+def _try(build: Callable[..., BaseSampler]) -> None:
+    """Ask once in a made-up study: Optuna looks at many parameters only when it uses them."""
+    space: dict[str, BaseDistribution] = {name: CategoricalDistribution((0, 1)) for name in "ab"}
+    with _quiet():
+        study = optuna.create_study(sampler=build(seed=0))
+        for value in range(STARTUP):
+            params = {"a": value % 2, "b": value // 2 % 2}
+            study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=space))
+        study.tell(study.ask(space), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

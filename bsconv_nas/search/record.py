@@ -95,7 +95,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What happened beside the trials: `repaired`, `duplicate`, `rejected` proposals, `planned`, `finished` runs ..."""
+    """What happened beside the trials: `repaired` and `duplicate` proposals, `planned`, `finished` runs ..."""
 
     what: str
     detail: dict[str, Any] = field(default_factory=dict)

@@ -90,11 +90,17 @@ class Asha:
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {"asha": Asha, "none": Continue}
 
 
-def scheduler(name: str, params: Mapping[str, Any], max_epochs: int) -> Scheduler:
+def scheduler(name: str, params: Mapping[str, Any], max_epochs: int, *, idle: bool = False) -> Scheduler:
     """Return a new scheduler by its name in `SCHEDULERS`.
 
+    Args:
+        name: the scheduler's.
+        params: what it takes besides `max_epochs`.
+        max_epochs: of a full training.
+        idle: whether it may have nothing to compare, as in a run that was recorded so.
+
     Raises:
-        ExperimentError: an unknown name, or parameters that it does not take.
+        ExperimentError: an unknown name, parameters that it does not take, or a first rung that no trial reaches.
     """
     if name not in SCHEDULERS:
         raise ExperimentError(f"Unknown search.scheduler {name!r}: {suggest(name, SCHEDULERS)}.")
@@ -107,7 +113,14 @@ def scheduler(name: str, params: Mapping[str, Any], max_epochs: int) -> Schedule
             raise ExperimentError(
                 f"Parameter {key!r} of search.scheduler {name!r} must be a whole number, but got {value!r}."
             )
-    return SCHEDULERS[name](max_epochs=max_epochs, **params)
+    made = SCHEDULERS[name](max_epochs=max_epochs, **params)
+    if isinstance(made, Asha) and not made.rungs and not idle:
+        raise ExperimentError(
+            f"search.scheduler {name!r} needs min_epochs below recipe.epochs, else it stops nobody, but got min_epochs "
+            f"= {params.get('min_epochs', 1)} and recipe.epochs = {max_epochs}: move one of them or set "
+            'search.scheduler = "none".'
+        )
+    return made
 
 
 def replay(scheduler: Scheduler, record: Record, metric: str) -> None:

@@ -62,7 +62,7 @@ def status(record: Record, experiment: Experiment) -> Status:
     return Status(
         counts=dict(counts),
         planned=planned,
-        best=max(complete, key=_accuracy, default=None),
+        best=max(complete, key=lambda t: (_accuracy(t), -t.started.costs.get("macs", 0)), default=None),
         front=tuple(record.front(experiment.search.objectives)),
         device_seconds=sum(trial.seconds for trial in trials),
         wall_seconds=max(ends) - min(t.started.time for t in trials) if ends else 0.0,

@@ -208,6 +208,10 @@ def _depth_dimensions(graph: Graph, choices: Choices) -> tuple[list[Dimension], 
     stages: dict[str, list[int]] = {}
     for index, block in enumerate(graph.blocks):
         stages.setdefault(block.stage, []).append(index)
+    if not stages and isinstance(choices.depths, tuple):
+        raise SpaceError(
+            f"depths = {list(choices.depths)} needs droppable blocks, but this base has none: leave depths out."
+        )
     dimensions, fixed = [], []
     for stage, members in stages.items():
         paths = _stage_paths(graph, stage)

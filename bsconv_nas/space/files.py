@@ -141,7 +141,9 @@ def _sentence(model: type, details: ErrorDetails, where: str) -> str:
     if details["type"] == "missing" and isinstance(last, str):
         return f"{where!r} needs the key {key!r}: add it."
     law = details["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"Key {key!r} in {where!r}: {law}, but got {details['input']!r}."
+    law = law.replace("Input should be a valid tuple", "it must be a list")
+    whole = "but got" in law or "did you mean" in law or "valid are" in law  # the law's own sentence names the value
+    return f"Key {key!r} in {where!r}: {law}" + ("." if whole else f", but got {details['input']!r}.")
 
 
 def _fields(model: Any, loc: Sequence[str | int]) -> list[str]:

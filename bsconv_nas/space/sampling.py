@@ -240,13 +240,14 @@ class FeasibleSet:
         return list(self._distinct(inside[order]))
 
     def _uniform(self, operator: str) -> Iterable[list[int]]:
-        """Yield rows with `operator` wherever it is an option, at every pair of width rank and depth rank."""
+        """Yield rows with `operator` wherever it is an option, at every pair of width rank and depth rank.
+
+        Where it is none, `regular` stands in, or the place's first option.
+        """
         ranks = {
             kind: max((len(d.options) for d in self.table.dimensions if d.kind == kind), default=1)
             for kind in ("width", "depth")
         }
-        if any(d.kind == "conv" and operator not in d.options for d in self.table.dimensions):
-            return
         for width in range(ranks["width"]):
             for depth in range(ranks["depth"]):
                 yield [self._at_rank(d, operator, width, depth) for d in self.table.dimensions]
@@ -255,6 +256,7 @@ class FeasibleSet:
     def _at_rank(dimension: Dimension, operator: str, width: int, depth: int) -> int:
         """Return the index of the option `width` or `depth` places below the largest."""
         if dimension.kind == "conv":
-            return dimension.options.index(operator)
+            stand_ins = (operator, "regular", dimension.options[0])
+            return dimension.options.index(next(option for option in stand_ins if option in dimension.options))
         order = np.argsort([-float(option) for option in dimension.options], kind="stable")
         return int(order[min(width if dimension.kind == "width" else depth, len(order) - 1)])

@@ -59,7 +59,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must accept a batch of shape {size}, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size, or the base's own arguments."
+            f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size (data.channels and data.resolution in an "
+            "experiment), or the base's own arguments."
         ) from None
     if not isinstance(result, torch.Tensor) or result.dim() != 2:
         raise SpaceError(

@@ -181,6 +181,8 @@ def _user_function(name: str) -> Callable[[DataSpec], Any]:
             f"data.name {name!r} must name an importable module, but {error}: install it or put its folder on "
             "PYTHONPATH."
         ) from error
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(f"data.name {name!r} must name an importable module, but {_said(error)}: mend it.") from error
     function: Callable[[DataSpec], Any] | None = getattr(module, function_name, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -188,8 +190,22 @@ def _user_function(name: str) -> Callable[[DataSpec], Any]:
     return function
 
 
+def _said(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _called(spec: DataSpec) -> Any:
+    function = _user_function(spec.name)
+    try:
+        return function(spec)
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(f"{spec.name} must return images and labels, but raised {_said(error)}: mend it.") from error
+
+
 def _user(spec: DataSpec, test: bool) -> Labelled:
-    parts = _user_function(spec.name)(spec)
+    parts = _called(spec)
     part = "test" if test else "train"
     if not isinstance(parts, Mapping) or not {"train", part} <= set(parts):
         got = f"the keys {sorted(parts)}" if isinstance(parts, Mapping) else f"a {type(parts).__name__}"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bsconv_nas.cost.budget import Budget
+from bsconv_nas.errors import RecordError
 from bsconv_nas.report import page
 from bsconv_nas.search.record import Objective
 
@@ -77,7 +78,7 @@ def test_the_tables_show_what_the_record_holds(view, text):
         assert f"{100 * row['val_accuracy']:.2f} %" in words
     assert "fvcore" in words
     assert "multiply-adds of convolutions and linear layers" in words
-    assert "on the selection half of the validation images, 5,000 of them" in words
+    assert "on the selection part of the validation images, 5,000 of them" in words
 
 
 def test_hostile_text_stays_text(writer, network):
@@ -100,6 +101,9 @@ def test_hostile_text_stays_text(writer, network):
 
 def test_writing_is_whole_or_not_at_all(writer, tmp_path):
     path = tmp_path / "deep" / "report.html"
+    with pytest.raises(RecordError, match=r"into an existing folder, but there is no '.*deep': make it"):
+        page.write(writer.view(), path)
+    path.parent.mkdir()
     assert page.write(writer.view(), path) == path
     first = path.read_text()
     assert first.endswith("</html>")

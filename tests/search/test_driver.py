@@ -237,3 +237,10 @@ def test_only_the_fronts_checkpoints_stay(tmp_path: Path) -> None:
     kept = {number for number in record.trials if has_checkpoint(store.checkpoint(number))}
     assert kept == set(record.front(store.experiment.search.objectives))
     assert 0 < len(kept) < len(record.trials)
+
+
+def test_a_recorded_search_of_one_rung_less_goes_on(tmp_path: Path) -> None:
+    asked = {"name": "asha", "min_epochs": EPOCHS}
+    store = new_run(tmp_path / "run", SPACE, trials=3, baselines=0, scheduler=asked)
+    assert {trial.state for trial in searched(store).trials.values()} == {"complete"}
+    assert len(searched(store, trials=4).trials) == 4

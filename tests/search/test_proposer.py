@@ -217,9 +217,17 @@ def test_optuna_stays_quiet(capfd: pytest.CaptureFixture[str]) -> None:
         ("tpee", {}, "Unknown search.sampler 'tpee': valid are .*did you mean 'tpe'"),
         ("tpe", {"startup": 3}, "Unknown parameter 'startup' of search.sampler 'tpe': valid are .*'n_startup_trials'"),
         ("nsga2", {"population_size": 1}, "do not hold: `population_size` must be greater than or equal to 2"),
+        (
+            "tpe",
+            {"n_startup_trials": "a"},
+            r"'n_startup_trials': 'a'} of search.sampler 'tpe' do not hold: .* and 'str'\.$",
+        ),
+        ("tpe", {"n_ei_candidates": "a"}, "of search.sampler 'tpe' do not hold: "),
+        ("gp", {"n_startup_trials": "a"}, "of search.sampler 'gp' do not hold: .*'str'"),
+        ("nsga2", {"population_size": "a"}, "of search.sampler 'nsga2' do not hold: "),
         ("random", {"x": 1}, "Unknown parameter 'x' of search.sampler 'random': it takes none"),
     ],
 )
-def test_wrong_samplers_are_refused(name: str, params: dict[str, int], said: str) -> None:
+def test_wrong_samplers_are_refused(name: str, params: dict[str, object], said: str) -> None:
     with pytest.raises(ExperimentError, match=said):
         sampler(name, params)

@@ -1,6 +1,10 @@
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from small_search import (
     work_alone,
 )
 
+import bsconv_nas as nas
 from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import RecordError, SearchError
 from bsconv_nas.search.checkpoint import has_checkpoint
@@ -216,3 +221,64 @@ def test_the_cluster_decides_how_many_run_at_a_time() -> None:
 def test_trials_that_fit_no_machine_are_refused(resources: dict[str, float], said: str) -> None:
     with pytest.raises(SearchError, match=said):
         concurrency(Resources.model_validate(resources))
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A place for scratch folders that is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_scratch_folders_of_killed_sessions_are_swept(short_folder: Path) -> None:
+    for name in ("bsn-dead", "bsn-alive", "bsn-unlocked", "other"):
+        (short_folder / name).mkdir()
+        (short_folder / name / "token").touch()
+    for name in ("bsn-dead", "other"):
+        (short_folder / name / "lock").touch()
+    command = [sys.executable, "-c", HOLD, str(short_folder / "bsn-alive/lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with connected(Resources(), 0) as scratch, connected(Resources(), 0) as second:
+            there = {path.name for path in short_folder.iterdir()}
+            assert there == {"bsn-alive", "bsn-unlocked", "other", scratch.name, second.name}
+        assert {path.name for path in short_folder.iterdir()} == {"bsn-alive", "bsn-unlocked", "other"}
+        holder.communicate()
+
+
+def test_a_search_that_breaks_before_its_first_trial_leaves_no_folder(own_project: Path) -> None:
+    def broken_display(record: Record) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        nas.search(
+            nas.Experiment.load(own_project / "experiments/tiny.toml"), own_project / "new", on_change=broken_display
+        )
+    assert not (own_project / "new").exists()
+
+
+def test_an_interrupted_search_counts_nothing_more(own_project: Path) -> None:
+    events = own_project / "runs/tiny/trials.jsonl"
+    lines = events.read_text().splitlines(keepends=True)
+    events.write_text("".join(line for line in lines if '"fvcore"' not in line))
+
+    def press(record: Record) -> None:
+        if record.notes[-1].what == "planned" and len(record.trials) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = nas.resume(nas.load_run(events.parent), trials=6, on_change=press)
+    whats = [note.what for note in run.record.notes]
+    assert whats[-1] == "interrupted"
+    assert "fvcore" not in whats

@@ -1,8 +1,10 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from bsconv_nas.errors import ExperimentError
+from bsconv_nas.search.experiment import Experiment
 from bsconv_nas.search.record import EpochDone, Record, Started
 from bsconv_nas.search.scheduler import Asha, replay, scheduler
 
@@ -91,9 +93,32 @@ def test_without_a_scheduler_everything_goes_on() -> None:
         ("asha", {"etta": 3}, "Unknown parameter 'etta' of search.scheduler 'asha': valid are 'eta', 'min_epochs'"),
         ("none", {"eta": 3}, "Unknown parameter 'eta' of search.scheduler 'none': it takes none"),
         ("asha", {"eta": 1}, "eta of at least 2 and min_epochs of at least 1, but got eta = 1"),
+        (
+            "asha",
+            {"min_epochs": 9},
+            "needs min_epochs below recipe.epochs, else it stops nobody, but got min_epochs = 9 and recipe.epochs = 9: "
+            'move one of them or set search.scheduler = "none".',
+        ),
         ("asha", {"eta": 2.5}, "must be a whole number, but got 2.5"),
     ],
 )
 def test_wrong_schedulers_are_refused(name: str, params: dict[str, float], said: str) -> None:
     with pytest.raises(ExperimentError, match=said):
         scheduler(name, params, 9)
+
+
+def test_a_run_that_was_recorded_without_rungs_goes_on() -> None:
+    assert scheduler("asha", {}, 1, idle=True).decide(0, 1, 0.5) == "continue"
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_the_shipped_experiments_compare_or_say_why_not(file: Path) -> None:
+    experiment = Experiment.load(file)
+    name, params = experiment.search.scheduler.name, experiment.search.scheduler.params
+    scheduler(name, params, experiment.recipe.epochs)
+    if name == "asha":
+        with pytest.raises(ExperimentError, match=r"needs min_epochs below recipe.epochs.*and recipe.epochs = 1: "):
+            scheduler(name, params, 1)

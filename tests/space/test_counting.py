@@ -1,6 +1,6 @@
 """The number of distinct networks against their enumeration."""
 
-from conftest import S, traced
+from small_spaces import S, traced
 
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.space.counting import count_networks

@@ -4,10 +4,10 @@ import math
 from fractions import Fraction
 
 import pytest
-from conftest import small_resnet, tiny_resnet, traced
 from hypothesis import given
 from hypothesis import strategies as st
 from odd_networks import Concatenated
+from small_spaces import small_resnet, tiny_resnet, traced
 from torchvision import models
 
 from bsconv_nas.cost.analytic import CostModel
@@ -193,3 +193,8 @@ def test_choices_that_fit_no_base_are_refused(choices: dict[str, object], senten
 def test_a_base_without_stages_has_no_depth_to_override() -> None:
     with pytest.raises(SpaceError, match=r"whose depths can vary, but matches none: there is none\."):
         traced(Concatenated, overrides=[{"pattern": "*", "depths": [1]}])
+
+
+def test_depths_need_droppable_blocks() -> None:
+    with pytest.raises(SpaceError, match=r"depths = \[9\] needs droppable blocks, but this base has none"):
+        traced(Concatenated, depths=[9])

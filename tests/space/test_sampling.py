@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import S, drawn, small_resnet, tiny_resnet, traced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_spaces import S, drawn, small_resnet, tiny_resnet, traced
 
 from bsconv_nas.cost.analytic import COLUMNS, CostModel
 from bsconv_nas.cost.budget import Budget
@@ -269,3 +269,11 @@ def test_the_refusal_names_the_smallest_value_that_is_there(model: CostModel, ev
         FeasibleSet(model, Budget(**{column: least})).check()
         with pytest.raises(BudgetError, match=f"has {least:,}"):
             FeasibleSet(model, Budget(**{column: least - 1})).check()
+
+
+def test_an_override_leaves_every_operator_its_baselines() -> None:
+    overrides = [{"pattern": "layer1.*", "operators": ["regular"]}]
+    table = traced(tiny_resnet, operators=["dsc", "bsconv_u"], overrides=overrides)
+    baselines = FeasibleSet(CostModel(table), Budget()).baselines(2)
+    mixes = [{v for k, v in table.describe(b).items() if k.startswith("conv.")} for b in baselines]
+    assert mixes == [{"regular", "dsc"}, {"regular", "bsconv_u"}]

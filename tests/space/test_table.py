@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, S, U, drawn, small_resnet, tiny_resnet, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_spaces import SMALL, S, U, drawn, small_resnet, tiny_resnet, traced
 from torch import nn
 
 from bsconv_nas.cost.analytic import COLUMNS, CostModel

@@ -195,6 +195,32 @@ def test_a_user_function_that_cannot_be_imported_is_refused(user):
         read(DataSpec("my_data:maker"), test=False)
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("images.reshape(7)", "but raised ValueError: cannot reshape array of size 1800 into shape (7,): mend it."),
+        ("spec.no_such", "but raised AttributeError: 'DataSpec' object has no attribute 'no_such': mend it."),
+        ("1 / 0", "but raised ZeroDivisionError: "),
+        ("next(iter(()))", "but raised StopIteration: mend it."),
+    ],
+)
+def test_a_user_function_that_raises_is_one_sentence(user, returned, said):
+    with pytest.raises(DataError, match=re.escape(f"my_data:make must return images and labels, {said}")) as caught:
+        read(user(returned), test=False)
+    assert type(caught.value.__cause__).__name__ in said
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [("{", "SyntaxError: "), ("1\n\nimages[0]", "NameError: name 'images' is not defined: mend it.")],
+)
+def test_a_module_that_breaks_when_imported_is_one_sentence(user, returned, said):
+    sentence = f"data.name 'my_data:make' must name an importable module, but {said}"
+    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
+        read(user(returned), test=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_download_is_one_sentence(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR100
 

@@ -1,6 +1,6 @@
 """ResNets for small images: 6n+2 layers in three stages (He et al., arXiv 1512.03385, section 4.2).
 
-As in the BSConv reference networks, a batch normalisation of the input takes the place of mean and standard deviation,
+As in the BSConv reference networks, the input passes a batch normalisation first, whatever its mean and deviation are,
 and shortcuts that change shape are 1x1 projections.
 """
 
