@@ -404,7 +404,7 @@ TABLE = [
         "another folder or move it away.",
     ),
     Row("export runs/tiny --out mine.py", nothing, "An export must go into a folder, but .../mine.py is a file: ..."),
-    Row("report runs/tiny --out mine.py/r.html", nothing, "'mine.py' must be usable here, but: File exists."),
+    Row("report runs/tiny --out mine.py/r.html", nothing, "A report is written into an existing folder, but there is no 'mine.py': make it."),
 ]
 
 
@@ -624,6 +624,7 @@ def test_space_show_prints_what_varies_what_is_fixed_and_costs(
 
 def test_report_prints_its_path(place: Path, bsconv_nas: Callable[[str], Done]) -> None:
     assert bsconv_nas("report runs/tiny").out == "runs/tiny/report.html\n"
+    (place / "pages").mkdir()
     assert bsconv_nas("report runs/tiny --out pages/a.html").out == "pages/a.html\n"
     assert Path("pages/a.html").read_bytes() == Path("runs/tiny/report.html").read_bytes()
 
