@@ -404,7 +404,11 @@ TABLE = [
         "another folder or move it away.",
     ),
     Row("export runs/tiny --out mine.py", nothing, "An export must go into a folder, but .../mine.py is a file: ..."),
-    Row("report runs/tiny --out mine.py/r.html", nothing, "A report is written into an existing folder, but there is no 'mine.py': make it."),
+    Row(
+        "report runs/tiny --out mine.py/r.html",
+        nothing,
+        "A report is written into an existing folder, but there is no 'mine.py': make it.",
+    ),
 ]
 
 
