@@ -38,7 +38,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        sys.exit(app(args=arguments, standalone_mode=False))
+        sys.exit(app(args=arguments, prog_name="bsconv-nas", standalone_mode=False))
     except (BsconvNasError, typer.TyperException, ImportError, OSError) as error:
         if debug:
             raise
