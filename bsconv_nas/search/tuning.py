@@ -7,7 +7,6 @@ storage and loggers are scratch or off.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -70,7 +69,6 @@ def run_jobs(driver: Jobs, resources: Resources, task: Task, function: TrialFunc
     """
     worker = tune.with_parameters(Worker, task=task, function=function, threads=max(1, int(resources.cpus_per_trial)))
     amounts = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-    numbers = itertools.count()
     tuner = tune.Tuner(
         tune.with_resources(worker, amounts),
         tune_config=tune.TuneConfig(
@@ -79,7 +77,7 @@ def run_jobs(driver: Jobs, resources: Resources, task: Task, function: TrialFunc
             num_samples=-1,
             max_concurrent_trials=concurrency(resources),
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(next(numbers)),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="search",
