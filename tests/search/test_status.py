@@ -78,3 +78,10 @@ def test_a_front_is_written_as_csv_and_json(experiment, table):
     ]
     assert objects[0]["params"] is None
     assert json.loads(front_text(rows[:0], "json")) == []
+
+
+def test_of_equally_accurate_trials_the_cheapest_is_best(experiment):
+    found = status(Record([*trial(0, "baseline", 0.7, 90, 1.0), *trial(1, "search", 0.7, 30, 1.0)]), experiment)
+    assert found.best is not None
+    assert found.best.number == 1
+    assert found.best.number in found.front
