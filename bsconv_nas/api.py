@@ -109,7 +109,7 @@ class SearchSpace:
                 module = instantiate(base)
         except SpaceError:  # some factories compute with their weights, which needs real ones
             module = instantiate(base)
-        graph = trace(module, base.input_size)
+        graph = trace(module, base.input_size, base.leaves)
         if graph.num_classes != base.num_classes:
             raise SpaceError(
                 f"The base must end in {base.num_classes} classes, but {base.factory!r} ends in {graph.num_classes}: "

@@ -34,6 +34,7 @@ __all__ = [
     "plan_parameters",
     "plan_to_json",
     "primitive_shapes",
+    "spatial",
 ]
 
 MIN_MID_CHANNELS = 4
@@ -207,7 +208,7 @@ def blueprints(spec: ConvSpec, r: int) -> int:
     return min(r, math.prod(spec.kernel))
 
 
-def _spatial(name: str, spec: ConvSpec, c_in: int, c_out: int, groups: int) -> Conv:
+def spatial(name: str, spec: ConvSpec, c_in: int, c_out: int, groups: int) -> Conv:
     """Return the layer that carries the kernel, stride, padding, dilation and bias of `spec`."""
     return Conv(
         name, c_in, c_out, spec.kernel, spec.stride, spec.padding, spec.dilation, groups, spec.bias, spec.padding_mode
@@ -225,13 +226,13 @@ def _inner(option: Option, spec: ConvSpec, channels: int, suffix: str = "") -> P
 
 def regular(spec: ConvSpec, option: Option) -> Plan:
     """The dense convolution itself."""
-    return (_spatial("conv", spec, spec.c_in, spec.c_out, 1),)
+    return (spatial("conv", spec, spec.c_in, spec.c_out, 1),)
 
 
 def dsc(spec: ConvSpec, option: Option) -> Plan:
     """Depthwise separable: DW KxK, then PW; F[n, m] = w[n, m] B[m]."""
     return (
-        _spatial("depthwise", spec, spec.c_in, spec.c_in, spec.c_in),
+        spatial("depthwise", spec, spec.c_in, spec.c_in, spec.c_in),
         *_inner(option, spec, spec.c_in),
         Conv("pointwise", spec.c_in, spec.c_out),
     )
@@ -243,7 +244,7 @@ def bsconv_u(spec: ConvSpec, option: Option) -> Plan:
     return (
         Conv("pointwise", spec.c_in, channels),
         *_inner(option, spec, channels),
-        _spatial("depthwise", spec, channels, spec.c_out, spec.c_out),
+        spatial("depthwise", spec, channels, spec.c_out, spec.c_out),
     )
 
 
@@ -255,7 +256,7 @@ def bsconv_s(spec: ConvSpec, option: Option) -> Plan:
         *_inner(option, spec, mid, "_reduce"),
         Conv("pointwise", mid, spec.c_out),
         *_inner(option, spec, spec.c_out),
-        _spatial("depthwise", spec, spec.c_out, spec.c_out, spec.c_out),
+        spatial("depthwise", spec, spec.c_out, spec.c_out, spec.c_out),
     )
 
 

@@ -63,7 +63,8 @@ def print_summary(console: Console, name: str, input_size: tuple[int, ...], summ
 
 
 def _members(kind: str, count: int) -> str:
-    noun = {"conv": "convolution", "width": "width group", "depth": "block"}[kind]
+    nouns = {"conv": "place", "kernel": "place", "width": "width group", "expand": "width group", "depth": "block"}
+    noun = nouns[kind]
     return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
@@ -185,7 +186,7 @@ def print_status(console: Console, run: Run) -> None:
     for (kind, trial_state), count in sorted(found.counts.items()):
         table.add_row(kind, trial_state, str(count))
     console.print(table)
-    seconds = f"{_duration(found.device_seconds)} of training in {_duration(found.wall_seconds)}"
+    seconds = f"{_duration(found.device_seconds)} of training in {_duration(found.wall_seconds)} of searching"
     console.print(f"{_line(found)}; {seconds}", markup=False)
     if not found.finished:
         console.print(f"if nothing is at work on it: bsconv-nas resume {run.path}", markup=False, soft_wrap=True)

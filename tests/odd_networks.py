@@ -346,7 +346,7 @@ class Odd:
 ODD = {
     "functional": Odd(Functional, {"conv.a": "stem", "width.out": "output"}, ("conv.b", "width.b", "width.hidden")),
     "pre-activation": Odd(PreActivated, {}, ("depth.blocks.0", "depth.blocks.3", "conv.blocks.0.conv1")),
-    "depthwise": Odd(Depthwise, {"conv.dw": "depthwise", "conv.pw": "1x1"}, ("width.stem", "width.pw")),
+    "depthwise": Odd(Depthwise, {}, ("width.stem", "width.pw", "conv.dw")),
     "squeeze": Odd(Squeeze, {"conv.down": "1x1"}, ("width.conv", "width.down", "width.stem")),
     "square mean": Odd(SquareMean, {"width.conv": "enters mean"}, ("conv.conv", "width.stem")),
     "shared": Odd(Shared, {"conv.conv": "more than once"}, ("conv.left.0", "width.stem", "width.left.0")),

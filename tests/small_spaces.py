@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from odd_networks import Concatenated, PreActivated
+from separable_networks import inverted, separable
 from torch import nn
 
 from bsconv_nas.network.models import cifar_resnet
@@ -33,6 +34,14 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], dict[str, object]]] = {
     "one width": (small_resnet, {"operators": S, "widths": (0.5, 1.0), "scope": "stage", "width_scope": "network"}),
     "pre-activation": (PreActivated, {"operators": (*S, "dsc"), "widths": (0.5, 1.0, 3.0), "scope": "stage"}),
     "no depth": (Concatenated, {"operators": (*S, "bsconv_u"), "widths": (0.5, 0.6, 1.0), "width_scope": "layer"}),
+    "pairs": (
+        separable,
+        {"operators": ("dsc", "regular", *U[:2]), "widths": (0.5, 1.0), "kernels": (3, 1), "width_scope": "network"},
+    ),
+    "forms": (
+        inverted,
+        {"expansions": (1, 2, 3), "widths": (0.5, 1.0), "width_scope": "stage", "scope": "stage", "kernels": (3, 5)},
+    ),
     "overrides": (
         tiny_resnet,
         {

@@ -7,16 +7,18 @@ for a population is one gather. Memory is a maximum over the steps of the graph 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from bsconv_nas.decompositions import Plan, parse_option, plan, plan_macs, plan_parameters, primitive_shapes
+from bsconv_nas.decompositions import plan_macs, plan_parameters, primitive_shapes
 from bsconv_nas.errors import SpaceError, suggest
-from bsconv_nas.space.table import Architecture, Node, Population, Table
+from bsconv_nas.space.graph import Node
+from bsconv_nas.space.table import Architecture, At, Population, Table
 
 __all__ = ["COLUMNS", "CostModel", "Costs"]
 
@@ -141,74 +143,73 @@ class CostModel:
             column: one of `COLUMNS`.
             row: the network's indices, shape (D,).
         """
-        at = {i: int(option) for i, option in enumerate(row)}
+        at = row.tolist()
         found = []
         for index, node in enumerate(self.table.graph.nodes):
-            widths = [self._channels(group, at) for group in self._groups_of(index, node)]
             if column == "memory":
-                value = BYTES * widths[-1] * node.pixels
+                value = BYTES * self.table.channels_at(node.group, at) * node.pixels
             else:
-                place = self.table.conv_dimension.get(index)
-                operator = "regular" if place is None else str(self.table.dimensions[place].options[at[place]])
-                value = _node_costs(self._size(node), node, operator, widths)[column == "params"]
-            if self._alive(node.block, at):
+                value = self._node_costs(index, at)[column == "params"]
+            if self.table.is_alive(node.block, at):
                 found.append((node.path or node.name, value))
         return sorted(found, key=lambda pair: -pair[1])
 
-    def _dimensions_of(self, node: Node, groups: Sequence[int], place: int | None) -> tuple[int, ...]:
-        """Return the dimensions that a node's cost depends on: operator, widths, depth, without repetition."""
-        depth = None if node.block is None else self.table.depth_dimension.get(node.block)
-        found = [place, *(self.table.width_dimension.get(g) for g in groups), depth]
-        return tuple(dict.fromkeys(d for d in found if d is not None))
-
     def _tabulate(
-        self, node: Node, index: int, groups: Sequence[int], cost: Callable[[str, Sequence[int]], Sequence[int]]
+        self, index: int, groups: Sequence[int], cost: Callable[[At], Sequence[int]]
     ) -> tuple[tuple[int, ...], Ints]:
-        """Return `cost(operator, channels of groups)` over the dimensions of a node, zero where it is dropped.
+        """Return `cost(chosen options)` over the dimensions of a node, zero where it is dropped.
 
         Args:
-            node: the node, for its block.
-            index: its index, for its operator.
-            groups: the width groups whose channels `cost` gets.
+            index: the node.
+            groups: the width groups whose channels `cost` depends on, beside those of a place.
             cost: several values, the table's last axis.
         """
-        place = self.table.conv_dimension.get(index)
-        dimensions = self._dimensions_of(node, groups, place)
+        node = self.table.graph.nodes[index]
+        dimensions = self._dimensions_of(index, groups)
         shape = [len(self.table.dimensions[d].options) for d in dimensions]
         cells = []
         for cell in np.ndindex(*shape):
             at = dict(zip(dimensions, cell, strict=True))
-            widths = [self._channels(group, at) for group in groups]
-            operator = "regular" if place is None else str(self.table.dimensions[place].options[at[place]])
-            alive = self._alive(node.block, at)
-            cells.append([value if alive else 0 for value in cost(operator, widths)])
+            alive = self.table.is_alive(node.block, at)
+            cells.append([value if alive else 0 for value in cost(at)])
         return dimensions, np.array(cells, dtype=np.int64).reshape(*shape, -1)
 
-    def _channels(self, group: int, at: Mapping[int, int]) -> int:
-        dimension = self.table.width_dimension.get(group)
-        return int(self.table.group_channels[group][0 if dimension is None else at[dimension]])
-
-    def _alive(self, block: int | None, at: Mapping[int, int]) -> bool:
-        dimension = None if block is None else self.table.depth_dimension.get(block)
-        if block is None or dimension is None:
-            return True
-        return int(self.table.dimensions[dimension].options[at[dimension]]) > self.table.graph.blocks[block].position
+    def _dimensions_of(self, index: int, groups: Sequence[int]) -> tuple[int, ...]:
+        """Return the dimensions that a node's cost depends on, without repetition."""
+        node = self.table.graph.nodes[index]
+        depth = None if node.block is None else self.table.depth_dimension.get(node.block)
+        own = self.table.place_dimensions(index) if node.place else ()
+        widths = chain.from_iterable(self.table.group_dimensions[g] for g in groups)
+        return tuple(dict.fromkeys([*own, *widths, *([] if depth is None else [depth])]))
 
     def _additive_factors(self) -> Iterable[tuple[tuple[int, ...], Ints]]:
         """Yield MACs and parameters of every node as tables."""
         for index, node in enumerate(self.table.graph.nodes):
-            cost = partial(_node_costs, self._size(node), node)
-            yield self._tabulate(node, index, self._groups_of(index, node), cost)
+            yield self._tabulate(index, self._groups_of(index, node), partial(self._node_costs, index))
 
     def _groups_of(self, index: int, node: Node) -> list[int]:
         return [*([self.table.input_group(index)] if node.is_layer else []), node.group]
 
     def _size(self, node: Node) -> tuple[int, ...]:
         """Return the size (H, W) that a convolution reads, or the values per channel that a linear layer reads."""
-        if not node.is_layer:
+        if not (node.is_layer or node.place):
             return ()
         before = self.table.graph.nodes[node.inputs[0]]
-        return before.shape[1:] if node.spec else (before.features,)
+        return before.shape[1:] if node.place else (before.features,)
+
+    def _node_costs(self, index: int, at: At) -> tuple[int, int]:
+        """Return MACs and parameters of one node; weights of a shared layer count at its first call."""
+        node, size = self.table.graph.nodes[index], self._size(self.table.graph.nodes[index])
+        width = self.table.channels_at(node.group, at)
+        if node.place is not None:
+            primitives = self.table.plan_at(index, at)
+            macs, params = plan_macs(primitives, (size[0], size[1])), plan_parameters(primitives)
+        elif node.bias is not None:
+            macs = self.table.channels_at(self.table.input_group(index), at) * size[0] * width
+            params = macs + width * node.bias
+        else:
+            macs, params = 0, node.params_per_channel * width
+        return macs + node.macs, node.params + (0 if node.shared else params)
 
     # Memory: what is live at each step.
 
@@ -254,11 +255,11 @@ class CostModel:
         live: set[int] = set()
         for i, node in enumerate(nodes):
             reads = {storage[source] for source in node.inputs} - trained
-            if node.spec is not None and node.alias is None:
+            if node.place is not None and node.alias is None:
                 dying = {s for s in reads if last[s] == i}
                 yield _Step(self._values(live - dying), node.block, self._peak(i, node, dying))
             live |= {storage[i]} - trained
-            if node.spec is None:
+            if node.place is None:
                 yield _Step(self._values(live), node.block, None)
             live = {s for s in live if last.get(s, -1) > i}
 
@@ -270,37 +271,17 @@ class CostModel:
         return out
 
     def _peak(self, index: int, node: Node, dying: set[int]) -> _Factor:
-        """Return the peak inside a convolution: its input, if it dies here, and its primitives' outputs in turn."""
+        """Return the peak inside a place: its input, if it dies here, and its primitives' outputs in turn."""
         size = self._size(node)
         entering = [self.table.graph.nodes[s] for s in dying]
-        groups = [self.table.input_group(index), node.group, *(before.group for before in entering)]
 
-        def peak(operator: str, widths: Sequence[int]) -> list[int]:
-            held = sum(width * before.pixels for width, before in zip(widths[2:], entering, strict=True))
-            shapes = primitive_shapes(_resized_plan(node, operator, widths[:2]), (size[0], size[1]))
+        def peak(at: At) -> list[int]:
+            held = sum(self.table.channels_at(before.group, at) * before.pixels for before in entering)
+            shapes = primitive_shapes(self.table.plan_at(index, at), (size[0], size[1]))
             written = [math.prod(shape) for shape in shapes]
             return [max(a + b for a, b in zip([held, *written], written, strict=False))]
 
-        return _flat(*self._tabulate(node, index, groups, peak))
-
-
-def _resized_plan(node: Node, operator: str, widths: Sequence[int]) -> Plan:
-    assert node.spec is not None
-    return plan(node.spec.resized(widths[0], widths[-1]), parse_option(operator))
-
-
-def _node_costs(size: tuple[int, ...], node: Node, operator: str, widths: Sequence[int]) -> tuple[int, int]:
-    """Return MACs and parameters of one node; weights of a shared layer count at its first call."""
-    if node.spec is not None:
-        primitives = _resized_plan(node, operator, widths)
-        macs, params = plan_macs(primitives, (size[0], size[1])), plan_parameters(primitives)
-    elif node.bias is not None:
-        macs = widths[0] * size[0] * widths[-1]
-        params = macs + widths[-1] * node.bias
-    else:
-        macs = node.macs_per_channel * widths[-1]
-        params = node.params_per_channel * widths[-1]
-    return macs + node.macs, node.params + (0 if node.shared else params)
+        return _flat(*self._tabulate(index, [before.group for before in entering], peak))
 
 
 def _storages(nodes: Sequence[Node]) -> list[int]:

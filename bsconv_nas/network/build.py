@@ -6,17 +6,18 @@ import copy
 import difflib
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bsconv_nas.decompositions import Conv, parse_option, plan
+from bsconv_nas.decompositions import Conv, Norm
 from bsconv_nas.errors import SpaceError, suggest
 from bsconv_nas.network.layers import layer
 from bsconv_nas.space.base import Base
-from bsconv_nas.space.table import Architecture, Node, Table
+from bsconv_nas.space.graph import Node
+from bsconv_nas.space.table import Architecture, Table
 
 __all__ = ["build", "instantiate", "seeded_build"]
 
@@ -95,17 +96,15 @@ def build(base: Base | nn.Module, table: Table, architecture: Architecture) -> n
     module = instantiate(base) if isinstance(base, Base) else copy.deepcopy(base)
     row, places = architecture.indices, _places(module)
     for index, node in enumerate(table.graph.nodes):
-        if not node.path or node.shared or not table.is_alive(row, node.block) or not _varies(table, index):
+        if not node.path or node.shared or not table.is_alive(node.block, row) or not _varies(table, index):
             continue
         if node.op == "get_attr":
-            _resize_parameter(module, node.path, table.channels_of(row, node.group))
+            _resize_parameter(module, node.path, table.channels_at(node.group, row))
             continue
-        host = module.get_submodule(node.path)
-        replacement = _layer(host, table, row, index)
-        if replacement is not None:
-            _replace(module, places[host], replacement)
+        for path, replacement in _layers(module, table, row, index):
+            _replace(module, places[module.get_submodule(path)], replacement)
     for number, block in enumerate(table.graph.blocks):
-        if not table.is_alive(row, number):
+        if not table.is_alive(number, row):
             _replace(module, [block.path], nn.Identity())
     return module.train()
 
@@ -119,10 +118,11 @@ def _places(root: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _varies(table: Table, index: int) -> bool:
-    """Return whether the search may change a node: its operator, or a width that it reads or writes."""
+    """Return whether the search may change a node: its operator, its kernel, or a width that it reads or writes."""
     node = table.graph.nodes[index]
     groups = {node.group, *(table.graph.nodes[i].group for i in node.inputs)}
-    return index in table.conv_dimension or any(group in table.width_dimension for group in groups)
+    chosen = index in table.conv_dimension or index in table.kernel_dimension
+    return chosen or any(table.group_dimensions[group] for group in groups)
 
 
 def _replace(root: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
@@ -148,29 +148,36 @@ def _cut(weight: Tensor, channels: int) -> Tensor:
     return values.index_select(values.shape.index(values.numel()), index)
 
 
-def _layer(host: nn.Module, table: Table, row: tuple[int, ...], index: int) -> nn.Module | None:
-    """Return what stands in for `host`, or None where it stays as it is."""
+def _layers(root: nn.Module, table: Table, row: tuple[int, ...], index: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what stands in for the layers of a node, each with its path; layers that stay as they are are left out."""
     node = table.graph.nodes[index]
-    place = table.conv_dimension.get(index)
-    c_out = table.channels_of(row, node.group)
-    if node.spec is not None:
-        operator = "regular" if place is None else str(table.dimensions[place].options[row[place]])
-        return layer(plan(node.spec.resized(_reads(table, row, node), c_out), parse_option(operator)))
-    return _resized(host, _reads(table, row, node) if node.inputs else 0, c_out * node.features)
+    if node.place is None:
+        c_in = _reads(table, row, node) if node.inputs else 0
+        resized = _resized(root.get_submodule(node.path), c_in, table.channels_at(node.group, row) * node.features)
+        yield from [] if resized is None else [(node.path, resized)]
+        return
+    primitives = table.plan_at(index, row)
+    if table.operator_at(index, row) == node.place.own:
+        for path, primitive in zip(node.parts, primitives, strict=True):
+            if isinstance(primitive, Conv):
+                yield path, layer((primitive,))
+            elif isinstance(primitive, Norm):
+                yield path, _norm(root.get_submodule(path), primitive.channels)
+    else:
+        yield node.parts[0], layer(primitives)
+        yield from ((path, nn.Identity()) for path in node.parts[1:])
 
 
 def _reads(table: Table, row: tuple[int, ...], node: Node) -> int:
     """Return the size of the first axis that a node reads."""
     before = table.graph.nodes[node.inputs[0]]
-    return table.channels_of(row, before.group) * before.features
+    return table.channels_at(before.group, row) * before.features
 
 
 def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
     """Return a layer like `host` for other channels, or None for one that does not know its channels."""
     if isinstance(host, nn.Linear):
         return nn.Linear(c_in, c_out, host.bias is not None)
-    if isinstance(host, nn.Conv2d):  # depthwise: what else is grouped is fixed
-        return _depthwise(host, c_out)
     if isinstance(host, nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d):
         return _norm(host, c_out)
     if isinstance(host, nn.PReLU) and host.num_parameters > 1:
@@ -178,7 +185,7 @@ def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
     return None
 
 
-def _norm(host: nn.BatchNorm2d | nn.BatchNorm1d | nn.InstanceNorm2d, channels: int) -> nn.Module:
+def _norm(host: Any, channels: int) -> nn.Module:
     """Return a fresh norm; blocks that start as the identity, by a weight of zero, stay so."""
     kind: Any = type(host)
     norm: nn.Module = kind(channels, host.eps, host.momentum, host.affine, host.track_running_stats)
@@ -192,13 +199,6 @@ def _prelu(host: nn.PReLU, channels: int) -> nn.PReLU:
     with torch.no_grad():
         module.weight.copy_(_cut(host.weight, channels))
     return module
-
-
-def _depthwise(host: nn.Conv2d, channels: int) -> nn.Module:
-    kind: Any = Conv
-    shape = (host.kernel_size, host.stride, host.padding, host.dilation)
-    conv = kind("depthwise", channels, channels, *shape, channels, host.bias is not None, host.padding_mode, gain=2.0)
-    return layer((conv,))
 
 
 def seeded_build(base: Base | nn.Module, table: Table, architecture: Architecture, seed: int) -> nn.Module:

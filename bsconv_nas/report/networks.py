@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from bsconv_nas.report.theme import family
 from bsconv_nas.space.table import Dimension, Table
 
@@ -20,10 +18,9 @@ def places(table: Table) -> list[int]:
 
 
 def _kept(table: Table, indices: Sequence[int], dimension: Dimension) -> list[int]:
-    """Return the members of a conv or width dimension that stand in no dropped block."""
-    holders = table.graph.nodes if dimension.kind == "conv" else table.graph.groups
-    row = np.array([indices], dtype=np.int64)
-    return [member for member in dimension.members if table.alive(row, holders[member].block)[0]]
+    """Return the members of a dimension that stand in no dropped block."""
+    index = table.names.index(dimension.name)
+    return [member for member in dimension.members if table.is_alive(table.home(index, member), indices)]
 
 
 def operators(table: Table, indices: Sequence[int]) -> list[str | None]:

@@ -19,7 +19,8 @@ class Base:
     """A reference to a base network: `factory` is an importable `package.module:function`.
 
     The factory is called with `arguments`, and with `num_classes` and `in_channels` where its signature has them;
-    `input_size` is (C, H, W) of the images [pixels].
+    `input_size` is (C, H, W) of the images [pixels]. `leaves` are patterns of module paths that are kept whole: tracing
+    does not look inside, and nothing varies there.
 
     Raises:
         SpaceError: a field outside its law.
@@ -31,6 +32,7 @@ class Base:
     arguments: dict[str, Any] = field(default_factory=dict)
     input_size: tuple[int, int, int] = (3, 32, 32)
     num_classes: int = 10
+    leaves: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot name a network."""

@@ -1,8 +1,8 @@
 """How many distinct networks a space has, exactly.
 
-The count is a sum over widths and depths of a product of small factors; variables are eliminated one after the other
-(bucket elimination) with Python's unbounded integers. Options of an operator dimension differ if they do at one of its
-places: a chain of variables, one a place, holds which of them are still alike.
+The count is a sum over widths, kernels and depths of a product of small factors; variables are eliminated one after the
+other (bucket elimination) with Python's unbounded integers. Options of an operator dimension differ if they do at one
+of its places: a chain of variables, one a place, holds which of them are still alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["count_networks"]
 Counts = npt.NDArray[np.object_]
 Variable = tuple[
     int, int
-]  # a width or depth dimension d: (d, 0); what is alike after k places of an operator's: (d, k)
+]  # a width, kernel or depth dimension d: (d, 0); what is alike after k places of an operator's: (d, k)
 Factor = tuple[tuple[Variable, ...], Counts]
 Classes = tuple[int, ...]  # of each option; alike options have equal numbers
 
@@ -28,7 +28,8 @@ Classes = tuple[int, ...]  # of each option; alike options have equal numbers
 def count_networks(table: Table) -> int:
     """Return the number of distinct networks: what is masked by depth or means the same counts once.
 
-    >>> from bsconv_nas.space.table import Dimension, Graph
+    >>> from bsconv_nas.space.graph import Graph
+    >>> from bsconv_nas.space.table import Dimension
     >>> graph = Graph((), (), (), (), (3, 8, 8), 10)
     >>> count_networks(Table(graph, (Dimension("depth.a", "depth", (0, 1, 2), ()),)))
     3
@@ -74,8 +75,8 @@ def _eliminate(factors: Sequence[Factor], variable: Variable) -> Factor:
 
 
 def _canonical_factor(table: Table, index: int) -> Factor:
-    """Return for a width or depth dimension 1 where its option is canonical, else 0, over what decides that."""
-    scope = sorted({index, *_depths(table, index)})
+    """Return 1 where the option of a dimension that chooses no operator is canonical, else 0, over what decides it."""
+    scope = sorted({index, *_deciders(table, index)})
     sizes = [len(table.dimensions[d].options) for d in scope]
     rows = np.zeros((math.prod(sizes), len(table.dimensions)), dtype=np.int64)
     rows[:, scope] = list(np.ndindex(*sizes))
@@ -83,17 +84,18 @@ def _canonical_factor(table: Table, index: int) -> Factor:
     return tuple((d, 0) for d in scope), counts.reshape(sizes)
 
 
-def _depths(table: Table, index: int) -> Iterator[int]:
-    """Yield the depth dimensions that decide whether the groups of a width dimension are there."""
+def _deciders(table: Table, index: int) -> Iterator[int]:
+    """Yield the other dimensions that decide which options of a dimension differ: depths, and the parents' widths."""
     dimension = table.dimensions[index]
-    for group in dimension.members if dimension.kind == "width" else ():
-        block = table.graph.groups[group].block
-        if block is not None and block in table.depth_dimension:
+    for member in () if dimension.kind == "depth" else dimension.members:
+        if (block := table.home(index, member)) in table.depth_dimension and block is not None:
             yield table.depth_dimension[block]
+        if dimension.kind == "expand":
+            yield from table.group_dimensions[member]
 
 
 def _operator_factors(table: Table, index: int) -> Iterator[Factor]:
-    """Yield the chain of an operator dimension: how many of its options differ, over widths and depths."""
+    """Yield the chain of an operator dimension: how many of its options differ, over what decides that."""
     before: list[Classes] = [(0,) * len(table.dimensions[index].options)]
     places = dict.fromkeys(_place(table, node) for node in table.dimensions[index].members)  # equal ones once
     for k, (scope, shape, cells) in enumerate(places):
@@ -108,13 +110,10 @@ def _operator_factors(table: Table, index: int) -> Iterator[Factor]:
 
 
 def _place(table: Table, node: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Classes, ...]]:
-    """Return the width and depth dimensions that matter to a place, their sizes, and its classes in each cell."""
+    """Return the dimensions that matter to a place's options, their sizes, and its classes in each cell."""
     block = table.graph.nodes[node].block
-    found = (
-        table.width_dimension.get(table.input_group(node)),
-        table.depth_dimension.get(-1 if block is None else block),
-    )
-    scope = tuple(d for d in found if d is not None)
+    depth = None if block is None else table.depth_dimension.get(block)
+    scope = *table.meaning_dimensions(node), *(() if depth is None else (depth,))
     shape = tuple(len(table.dimensions[d].options) for d in scope)
     rows = np.zeros((math.prod(shape), len(table.dimensions)), dtype=np.int64)
     rows[:, scope] = list(np.ndindex(*shape))

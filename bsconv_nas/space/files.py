@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from bsconv_nas.decompositions import DECOMPOSITIONS, parse_option
 from bsconv_nas.errors import BsconvNasError, DecompositionError, SpaceError, suggest
 from bsconv_nas.space.base import Base
+from bsconv_nas.space.places import FORMS
 
 __all__ = ["Choices", "Override", "SpaceFile", "load_space_file", "read_toml", "validate"]
 
@@ -34,9 +35,22 @@ def _options(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         raise ValueError(str(error)) from None
 
 
+def _forms(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for form in value or ():
+        if form not in FORMS:
+            raise ValueError(f"unknown form of an inverted residual {form!r}: {suggest(form, FORMS)}")
+    return value if value is None else tuple(dict.fromkeys(value))
+
+
+def _kernels(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if value is not None and not all(1 <= size <= 31 and size % 2 for size in value):
+        raise ValueError("kernel sizes must be odd and lie in 1 to 31")
+    return value if value is None else tuple(dict.fromkeys(value))
+
+
 def _widths(value: tuple[float, ...] | None) -> tuple[float, ...] | None:
     if value is not None and not all(0 < width <= 16 for width in value):
-        raise ValueError("width multipliers must lie in (0, 16]")
+        raise ValueError("multipliers must lie in (0, 16]")
     return value
 
 
@@ -56,22 +70,32 @@ class Override(_Model):
 
     pattern: str
     operators: tuple[str, ...] | None = Field(None, min_length=1)
+    blocks: tuple[str, ...] | None = Field(None, min_length=1)
+    kernels: tuple[int, ...] | None = Field(None, min_length=1)
+    expansions: tuple[float, ...] | None = Field(None, min_length=1)
     widths: tuple[float, ...] | None = Field(None, min_length=1)
     depths: Depths | None = None
 
     _check_operators = field_validator("operators")(_options)
-    _check_widths = field_validator("widths")(_widths)
+    _check_blocks = field_validator("blocks")(_forms)
+    _check_kernels = field_validator("kernels")(_kernels)
+    _check_widths = field_validator("widths", "expansions")(_widths)
     _check_depths = field_validator("depths", mode="before")(_depths)
 
 
 class Choices(_Model):
     """What may vary: operators of each place, width multipliers, blocks kept in each stage.
 
-    `scope` ties operators, `width_scope` ties width groups: `block` means the element of the sequential around a layer,
-    or else its parent module. `exempt` lists patterns of paths at which nothing varies.
+    `blocks` are the forms of inverted residuals. `kernels` [pixels] and `expansions` (hidden channels over channels in)
+    keep the base's where they are not given. `scope` ties operators, forms and kernels, `width_scope` ties width groups
+    and expansions: `block` means the inverted residual or the element of the sequential around a layer, or else its
+    parent module. `exempt` lists patterns of paths at which nothing varies.
     """
 
     operators: tuple[str, ...] = Field(tuple(DECOMPOSITIONS), min_length=1)
+    blocks: tuple[str, ...] = Field(FORMS, min_length=1)
+    kernels: tuple[int, ...] | None = Field(None, min_length=1)
+    expansions: tuple[float, ...] | None = Field(None, min_length=1)
     widths: tuple[float, ...] = Field((0.5, 0.75, 1.0), min_length=1)
     divisor: int = Field(4, ge=1)
     depths: Depths = "all"
@@ -82,7 +106,9 @@ class Choices(_Model):
     overrides: tuple[Override, ...] = ()
 
     _check_operators = field_validator("operators")(_options)
-    _check_widths = field_validator("widths")(_widths)
+    _check_blocks = field_validator("blocks")(_forms)
+    _check_kernels = field_validator("kernels")(_kernels)
+    _check_widths = field_validator("widths", "expansions")(_widths)
     _check_depths = field_validator("depths", mode="before")(_depths)
 
 

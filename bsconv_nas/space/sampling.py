@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bsconv_nas.cost.analytic import COLUMNS, CostModel
 from bsconv_nas.cost.budget import Budget, format_quantity
 from bsconv_nas.errors import BudgetError
-from bsconv_nas.space.table import Architecture, Dimension, Population, Table
+from bsconv_nas.space.table import KINDS, Architecture, Dimension, Population, Table
 
 __all__ = ["FeasibleSet", "extremes"]
 
@@ -27,8 +27,8 @@ Pick = Callable[[npt.NDArray[np.int64]], np.intp]
 def extremes(model: CostModel) -> tuple[Population, Population]:
     """Return the cheapest and the costliest network of each column, two populations of len(COLUMNS) rows.
 
-    Costs grow with every width and depth whatever the operators, and each operator dimension acts on its own, so the
-    ends of one dimension after the other are the ends of the space.
+    Costs grow with every width, ratio, kernel and depth whatever the operators, and each operator dimension acts on its
+    own, so the ends of one dimension after the other are the ends of the space.
     """
     return _ends(model, np.argmin), _ends(model, np.argmax)
 
@@ -37,7 +37,7 @@ def _ends(model: CostModel, pick: Pick) -> Population:
     rows = []
     for column in COLUMNS:
         row = np.zeros((1, len(model.table.sizes)), dtype=np.int64)
-        for kind in ("depth", "width", "conv"):
+        for kind in KINDS:
             for index, dimension in enumerate(model.table.dimensions):
                 if dimension.kind == kind:
                     trial = np.repeat(row, len(dimension.options), axis=0)
@@ -50,10 +50,10 @@ def _ends(model: CostModel, pick: Pick) -> Population:
 def _sizes(model: CostModel, trial: Population, dimension: Dimension, column: str) -> npt.NDArray[Any]:
     """Return what orders the options of a dimension, each in a row of `trial`, by what they contribute to a column."""
     sizes: npt.NDArray[Any]
-    if dimension.kind == "depth":
-        sizes = np.array(dimension.options)
-    elif dimension.kind == "width":
+    if dimension.kind == "width":
         sizes = np.array(dimension.channels).sum(axis=0)
+    elif dimension.kind != "conv":
+        sizes = np.array(dimension.options, dtype=np.float64)
     elif column != "memory":
         sizes = model.costs(trial, (column,))[column]
     else:  # memory itself would hide the options behind the peak of another place
@@ -242,7 +242,7 @@ class FeasibleSet:
     def _uniform(self, operator: str) -> Iterable[list[int]]:
         """Yield rows with `operator` wherever it is an option, at every pair of width rank and depth rank.
 
-        Where it is none, `regular` stands in, or the place's first option.
+        Elsewhere the base's own option stands, or what is nearest to it; so do the base's kernels and expansions.
         """
         ranks = {
             kind: max((len(d.options) for d in self.table.dimensions if d.kind == kind), default=1)
@@ -250,13 +250,12 @@ class FeasibleSet:
         }
         for width in range(ranks["width"]):
             for depth in range(ranks["depth"]):
-                yield [self._at_rank(d, operator, width, depth) for d in self.table.dimensions]
+                yield [_at_rank(d, operator, {"width": width, "depth": depth}) for d in self.table.dimensions]
 
-    @staticmethod
-    def _at_rank(dimension: Dimension, operator: str, width: int, depth: int) -> int:
-        """Return the index of the option `width` or `depth` places below the largest."""
-        if dimension.kind == "conv":
-            stand_ins = (operator, "regular", dimension.options[0])
-            return dimension.options.index(next(option for option in stand_ins if option in dimension.options))
-        order = np.argsort([-float(option) for option in dimension.options], kind="stable")
-        return int(order[min(width if dimension.kind == "width" else depth, len(order) - 1)])
+
+def _at_rank(dimension: Dimension, operator: str, ranks: Mapping[str, int]) -> int:
+    """Return the index of `operator`, or of the option that is as many places below the largest as its kind's rank."""
+    if dimension.kind not in ranks:
+        return dimension.index_of(operator)
+    order = np.argsort([-float(option) for option in dimension.options], kind="stable")
+    return int(order[min(ranks[dimension.kind], len(order) - 1)])

@@ -8,8 +8,9 @@ import numpy as np
 
 from bsconv_nas.cost.analytic import COLUMNS, CostModel
 from bsconv_nas.space.counting import count_networks
+from bsconv_nas.space.graph import Fixed
 from bsconv_nas.space.sampling import extremes
-from bsconv_nas.space.table import Dimension, Fixed
+from bsconv_nas.space.table import Dimension
 
 __all__ = ["Column", "Summary", "summarise"]
 

@@ -1,126 +1,62 @@
 """A search space as a frozen, torch-free, JSON-able table; a network is one index per dimension.
 
-`Graph` is what tracing a module found: nodes, width groups, droppable blocks. `Table` adds the dimensions that a search
-may choose along. A population is an integer array (n, D), one row a network, one column a dimension; everything here is
-vectorised over it.
+A `Table` adds to a graph the dimensions that a search may choose along. A population is an integer array (n, D), one
+row a network, one column a dimension; everything here is vectorised over it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bsconv_nas.decompositions import ConvSpec, parse_option
+from bsconv_nas.decompositions import Plan
 from bsconv_nas.errors import SpaceError, suggest
+from bsconv_nas.space.graph import Fixed, Graph, tuples
+from bsconv_nas.space.places import Place
 
-__all__ = ["Architecture", "Block", "Dimension", "Fixed", "Graph", "Group", "Node", "Population", "Table"]
+__all__ = ["KINDS", "Architecture", "At", "Dimension", "Population", "Table", "Value"]
 
 Population = npt.NDArray[np.int64]
 Value = str | float | int
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One operation of the traced graph; `shape` is its output's without the batch.
-
-    `inputs` are node indices. `group` is the width group of the output's channel axis, `features` how many values of
-    the first axis one channel stands for (H W behind a flatten). Costs that are linear in the output's channels are
-    `macs_per_channel` and `params_per_channel`, constant ones `macs` and `params`; those of an ungrouped convolution
-    follow from `spec` and the plan, those of a linear layer from its two groups and `bias`, which others have not.
-    `element` is the path of the element of a sequential that the node is in, `alias` the node whose memory it writes.
-    """
-
-    name: str
-    op: str
-    path: str
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
-    group: int
-    features: int = 1
-    spec: ConvSpec | None = None
-    bias: bool | None = None
-    shared: bool = False
-    macs_per_channel: int = 0
-    params_per_channel: int = 0
-    macs: int = 0
-    params: int = 0
-    alias: int | None = None
-    block: int | None = None
-    element: str = ""
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether this is an ungrouped convolution or a linear layer: it reads one width group and writes another."""
-        return self.spec is not None or self.bias is not None
-
-    @property
-    def pixels(self) -> int:
-        """Values of the output per unit of its channel group."""
-        size = self.shape[1:] if len(self.shape) > 1 else ()
-        return int(np.prod(size, dtype=np.int64)) * self.features
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Channels that must change together, named by the first layer that writes them; `reason` says why fixed."""
-
-    name: str
-    channels: int
-    resolution: tuple[int, ...]
-    reason: str = ""
-    block: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A residual block that can be dropped: number `position` of its `stage`."""
-
-    path: str
-    stage: str
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """What does not vary, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What tracing a module found, in execution order."""
-
-    nodes: tuple[Node, ...]
-    groups: tuple[Group, ...]
-    blocks: tuple[Block, ...]
-    fixed: tuple[Fixed, ...]
-    input_size: tuple[int, int, int]
-    num_classes: int
+At = Mapping[int, int] | Sequence[int]  # the chosen option of each dimension that matters
+Kind = Literal["depth", "width", "expand", "kernel", "conv"]
+KINDS: tuple[Kind, ...] = ("depth", "width", "expand", "kernel", "conv")  # what each means depends on those before it
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
     """One choice: its name, its options, and what they act on.
 
-    `members` are conv nodes (kind "conv"), width groups ("width") or blocks ("depth"). A width dimension lists the
-    channels of each member under each option in `channels`; the options of a depth dimension are blocks kept.
+    Attributes:
+        name: `conv.`, `block.`, `kernel.`, `expand.`, `width.` or `depth.` and what it is tied over.
+        kind: `block.` dimensions are of kind "conv" as well: they choose the layers at a place.
+        members: nodes ("conv", "kernel"), width groups ("width", "expand") or blocks ("depth").
+        options: operators, forms, kernel sizes [pixels], multipliers, expansion ratios, or blocks kept.
+        base: index of the option that the base has, or that is nearest to it.
+        channels: of each member under each option; where it has a parent, under each pair of an option and one of the
+            parent's (row by row).
+        parents: of "expand": the width groups whose channels the ratios multiply.
     """
 
     name: str
-    kind: Literal["conv", "width", "depth"]
+    kind: Kind
     options: tuple[Value, ...]
     members: tuple[int, ...]
     channels: tuple[tuple[int, ...], ...] = ()
+    parents: tuple[int, ...] = ()
+    base: int = 0
+
+    def index_of(self, option: Value) -> int:
+        """Return the index of `option`, or the base's where it is none of this dimension's."""
+        return self.options.index(option) if option in self.options else self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +100,9 @@ class Table:
         return self._member_dimension("conv")
 
     @cached_property
-    def width_dimension(self) -> dict[int, int]:
-        """The dimension that chooses the channels of a width group; fixed groups are absent."""
-        return self._member_dimension("width")
+    def kernel_dimension(self) -> dict[int, int]:
+        """The dimension that chooses the kernel of a node; those with the base's kernel are absent."""
+        return self._member_dimension("kernel")
 
     @cached_property
     def depth_dimension(self) -> dict[int, int]:
@@ -174,17 +110,32 @@ class Table:
         return self._member_dimension("depth")
 
     @cached_property
+    def group_dimensions(self) -> tuple[tuple[int, ...], ...]:
+        """The dimensions that decide the channels of each group: none, a width, or a ratio and its parent's width."""
+        own = self._member_dimension("width")
+        found: dict[int, tuple[int, ...]] = {g: (d,) for g, d in own.items()}
+        for d, dimension in enumerate(self.dimensions):
+            if dimension.kind == "expand":
+                parents = zip(dimension.members, dimension.parents, strict=True)
+                found |= {g: (d, own[parent]) if parent in own else (d,) for g, parent in parents}
+        return tuple(found.get(g, ()) for g in range(len(self.graph.groups)))
+
+    @cached_property
     def group_channels(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """Channels of each group by option of its width dimension; a fixed group has one entry."""
-        found = {m: d.channels[i] for d in self.dimensions if d.kind == "width" for i, m in enumerate(d.members)}
-        groups = enumerate(self.graph.groups)
-        return tuple(np.array(found.get(g, (group.channels,)), dtype=np.int64) for g, group in groups)
+        """Channels of each group, an array with one axis for each of its `group_dimensions`."""
+        found = {m: d.channels[i] for d in self.dimensions if d.channels for i, m in enumerate(d.members)}
+        shapes = [[len(self.dimensions[d].options) for d in scope] for scope in self.group_dimensions]
+        groups = enumerate(zip(self.graph.groups, shapes, strict=True))
+        return tuple(np.array(found.get(g, group.channels), dtype=np.int64).reshape(s) for g, (group, s) in groups)
 
     def channels(self, population: Population, group: int) -> npt.NDArray[np.int64]:
         """Return the channels of `group` in each network, shape (n,)."""
-        options = self.group_channels[group]
-        dimension = self.width_dimension.get(group)
-        return np.broadcast_to(options, len(population)) if dimension is None else options[population[:, dimension]]
+        chosen = tuple(population[:, d] for d in self.group_dimensions[group])
+        return np.broadcast_to(self.group_channels[group][chosen], len(population))
+
+    def channels_at(self, group: int, at: At) -> int:
+        """Return the channels of `group` in one network."""
+        return int(self.group_channels[group][tuple(at[d] for d in self.group_dimensions[group])])
 
     def alive(self, population: Population, block: int | None) -> npt.NDArray[np.bool_]:
         """Return whether `block` is kept in each network, shape (n,); what stands in no block always is."""
@@ -194,59 +145,112 @@ class Table:
         kept = np.array(self.dimensions[dimension].options, dtype=np.int64)
         return kept[population[:, dimension]] > self.graph.blocks[block].position
 
-    @cached_property
-    def _meanings(self) -> dict[int, tuple[npt.NDArray[np.int64], list[list[str]]]]:
-        """Per searched conv node: ids (option, input width option) of what each option resolves to, and the texts."""
-        found = {}
-        for node, dimension in self.conv_dimension.items():
-            options = [parse_option(str(option)) for option in self.dimensions[dimension].options]
-            spec = self.graph.nodes[node].spec
-            assert spec is not None
-            widths = self.group_channels[self.input_group(node)].tolist()
-            texts = [[option.resolve(spec.resized(width, spec.c_out)) for width in widths] for option in options]
-            ids: dict[str, int] = {}
-            found[node] = np.array([[ids.setdefault(t, len(ids)) for t in row] for row in texts]), texts
-        return found
+    def is_alive(self, block: int | None, at: At) -> bool:
+        """Return whether `block` is kept in one network."""
+        dimension = None if block is None else self.depth_dimension.get(block)
+        if block is None or dimension is None:
+            return True
+        return int(self.dimensions[dimension].options[at[dimension]]) > self.graph.blocks[block].position
+
+    def place(self, node: int) -> Place:
+        """Return the place that a node is."""
+        place = self.graph.nodes[node].place
+        assert place is not None
+        return place
+
+    def operator_at(self, node: int, at: At) -> str:
+        """Return the option chosen at a place: its own where there is no choice."""
+        dimension = self.conv_dimension.get(node)
+        return self.place(node).own if dimension is None else str(self.dimensions[dimension].options[at[dimension]])
+
+    def kernel_at(self, node: int, at: At) -> int | None:
+        """Return the kernel size chosen at a place [pixels]; None stands for the base's."""
+        dimension = self.kernel_dimension.get(node)
+        return None if dimension is None else int(self.dimensions[dimension].options[at[dimension]])
+
+    def plan_at(self, node: int, at: At) -> Plan:
+        """Return the layers at a place of one network.
+
+        Args:
+            node: index of a node that is a place.
+            at: the network's indices, or the chosen options of `place_dimensions` alone.
+        """
+        c_in, c_out = (self.channels_at(g, at) for g in (self.input_group(node), self.graph.nodes[node].group))
+        return self.place(node).plan(self.operator_at(node, at), c_in, c_out, self.kernel_at(node, at))
+
+    def place_dimensions(self, node: int) -> tuple[int, ...]:
+        """Return the dimensions that decide the layers at a place: operator, kernel, the channels in and out."""
+        groups = self.input_group(node), self.graph.nodes[node].group
+        widths = itertools.chain.from_iterable(self.group_dimensions[g] for g in groups)
+        found = (self.conv_dimension.get(node), self.kernel_dimension.get(node), *widths)
+        return tuple(dict.fromkeys(d for d in found if d is not None))
 
     def input_group(self, node: int) -> int:
         """Return the width group that a node reads."""
         return self.graph.nodes[self.graph.nodes[node].inputs[0]].group
 
+    def meaning_dimensions(self, node: int) -> tuple[int, ...]:
+        """Return the dimensions that decide what the options at a place mean: those of what it reads, its kernel."""
+        kernel = self.kernel_dimension.get(node)
+        return *self.group_dimensions[self.input_group(node)], *(() if kernel is None else (kernel,))
+
+    @cached_property
+    def _meanings(self) -> dict[int, tuple[npt.NDArray[np.int64], dict[tuple[int, ...], list[str]]]]:
+        """Per searched place: ids of what each option means over `meaning_dimensions`, and the texts."""
+        found = {}
+        for node, dimension in self.conv_dimension.items():
+            scope = self.meaning_dimensions(node)
+            shape = [len(self.dimensions[d].options) for d in scope]
+            texts = {
+                cell: self._texts(node, dimension, dict(zip(scope, cell, strict=True))) for cell in np.ndindex(*shape)
+            }
+            ids: dict[str, int] = {}
+            rows = [[ids.setdefault(text, len(ids)) for text in row] for row in texts.values()]
+            found[node] = np.array(rows).reshape(*shape, -1), texts
+        return found
+
+    def _texts(self, node: int, dimension: int, at: At) -> list[str]:
+        c_in, kernel = self.channels_at(self.input_group(node), at), self.kernel_at(node, at)
+        return [self.place(node).meaning(str(option), c_in, kernel) for option in self.dimensions[dimension].options]
+
     def meanings(self, population: Population, node: int) -> npt.NDArray[np.int64]:
-        """Return ids of what the options mean at a searched conv node, shape (n, options): equal ids, equal layers."""
+        """Return ids of what the options mean at a searched place, shape (n, options): equal ids, equal layers."""
         ids = self._meanings[node][0]
-        dimension = self.width_dimension.get(self.input_group(node))
-        return (
-            np.broadcast_to(ids[:, 0], (len(population), len(ids)))
-            if dimension is None
-            else ids.T[population[:, dimension]]
-        )
+        chosen = tuple(population[:, d] for d in self.meaning_dimensions(node))
+        return np.broadcast_to(ids[chosen], (len(population), ids.shape[-1]))
 
     def _same(self, population: Population, index: int, option: int) -> npt.NDArray[np.bool_]:
         """Return where `option` of dimension `index` would give the network that stands in the row, shape (n,)."""
-        dimension = self.dimensions[index]
-        chosen = population[:, index]
         same = np.ones(len(population), dtype=np.bool_)
-        for i, member in enumerate(dimension.members):
-            if dimension.kind == "width":
-                block = self.graph.groups[member].block
-                table = np.array(dimension.channels[i])
-                equal = table[chosen] == table[option]
-            else:
-                block = self.graph.nodes[member].block
-                meanings = self.meanings(population, member)
-                equal = np.take_along_axis(meanings, chosen[:, None], axis=1)[:, 0] == meanings[:, option]
-            same &= equal | ~self.alive(population, block)
+        for member in self.dimensions[index].members:
+            same &= self._alike(population, index, member, option) | ~self.alive(population, self.home(index, member))
         return same
+
+    def home(self, index: int, member: int) -> int | None:
+        """Return the block that a member of a dimension lives in."""
+        of_groups = self.dimensions[index].kind in ("width", "expand")
+        return self.graph.groups[member].block if of_groups else self.graph.nodes[member].block
+
+    def _alike(self, population: Population, index: int, member: int, option: int) -> npt.NDArray[np.bool_]:
+        """Return where `option` gives one member what the chosen one does, shape (n,)."""
+        chosen = population[:, index]
+        match self.dimensions[index].kind:
+            case "width" | "expand":
+                scope, table = self.group_dimensions[member], self.group_channels[member]
+                other = tuple(np.full_like(chosen, option) if d == index else population[:, d] for d in scope)
+                return np.asarray(table[tuple(population[:, d] for d in scope)] == table[other])
+            case "conv":
+                meanings = self.meanings(population, member)
+                return np.asarray(np.take_along_axis(meanings, chosen[:, None], axis=1)[:, 0] == meanings[:, option])
+        return np.asarray(chosen == option)
 
     def canonical(self, population: Population) -> Population:
         """Return the population with every row replaced by the canonical row of the same network.
 
         What lives only in dropped blocks, and options that mean the same at the chosen widths, become the first one.
-        Depth comes first, then widths, then operators: each depends only on those before it.
         """
         out = np.array(population, dtype=np.int64)
-        for kind in ("width", "conv"):
+        for kind in KINDS[1:]:
             for index, dimension in enumerate(self.dimensions):
                 if dimension.kind == kind:
                     out[:, index] = self.canonical_option(out, index)
@@ -263,32 +267,29 @@ class Table:
     def resolve(self, indices: Sequence[int]) -> dict[str, Value]:
         """Return what the network consists of: operator of each place, channels of each group, blocks of each stage.
 
-        Names are those of the finest scope, so that ties, the order of options and masked choices leave no trace.
+        Names are those of the finest scope, and the base's own kernels are left out, so that ties, the order of
+        options, masked choices and kernels that nobody asked for leave no trace.
         """
         out: dict[str, Value] = {}
-        for dimension, chosen in zip(self.dimensions, indices, strict=True):
+        for index, (dimension, chosen) in enumerate(zip(self.dimensions, indices, strict=True)):
             if dimension.kind == "depth":
                 out[dimension.name] = dimension.options[chosen]
-            for i, member in enumerate(dimension.members):
-                if dimension.kind == "width" and self.is_alive(indices, self.graph.groups[member].block):
-                    out[f"width.{self.graph.groups[member].name}"] = dimension.channels[i][chosen]
-                elif dimension.kind == "conv" and self.is_alive(indices, self.graph.nodes[member].block):
-                    reads = self.width_dimension.get(self.input_group(member))
-                    text = self._meanings[member][1][chosen][0 if reads is None else indices[reads]]
-                    out[f"conv.{self.graph.nodes[member].path}"] = text
+                continue
+            for member in dimension.members:
+                if self.is_alive(self.home(index, member), indices):
+                    out |= self._resolved(dimension, member, indices)
         return out
 
-    def channels_of(self, indices: Sequence[int], group: int) -> int:
-        """Return the channels of `group` in one network."""
-        dimension = self.width_dimension.get(group)
-        return int(self.group_channels[group][0 if dimension is None else indices[dimension]])
-
-    def is_alive(self, indices: Sequence[int], block: int | None) -> bool:
-        """Return whether `block` is kept in one network."""
-        dimension = None if block is None else self.depth_dimension.get(block)
-        if block is None or dimension is None:
-            return True
-        return int(self.dimensions[dimension].options[indices[dimension]]) > self.graph.blocks[block].position
+    def _resolved(self, dimension: Dimension, member: int, indices: Sequence[int]) -> dict[str, Value]:
+        if dimension.kind in ("width", "expand"):
+            return {f"width.{self.graph.groups[member].name}": self.channels_at(member, indices)}
+        path = self.graph.nodes[member].path
+        if dimension.kind == "kernel":
+            size = self.kernel_at(member, indices)
+            return {} if size is None or size == self.place(member).spec.kernel[0] else {f"kernel.{path}": size}
+        cell = tuple(indices[d] for d in self.meaning_dimensions(member))
+        meaning = self._meanings[member][1][cell][indices[self.conv_dimension[member]]]
+        return {f"{dimension.name.partition('.')[0]}.{path}": meaning}
 
     def architecture(self, indices: Sequence[int]) -> Architecture:
         """Return the canonical architecture of one row of indices.
@@ -317,6 +318,11 @@ class Table:
         """Return the chosen option of each dimension by name."""
         return {d.name: d.options[i] for d, i in zip(self.dimensions, architecture.indices, strict=True)}
 
+    @property
+    def base(self) -> Architecture:
+        """The base network itself, or the one that is nearest to it."""
+        return self.architecture([dimension.base for dimension in self.dimensions])
+
     def from_values(self, values: Mapping[str, Value]) -> Architecture:
         """Return the architecture with these options by dimension name; the inverse of `describe`.
 
@@ -340,34 +346,13 @@ class Table:
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain JSON values."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Table:
         """Return the table that `to_json` wrote, also after a trip through a JSON file."""
-        graph = data["graph"]
         return cls(
-            graph=Graph(
-                nodes=tuple(_node(row) for row in graph["nodes"]),
-                groups=tuple(Group(**_tuples(row)) for row in graph["groups"]),
-                blocks=tuple(Block(**row) for row in graph["blocks"]),
-                fixed=tuple(Fixed(**row) for row in graph["fixed"]),
-                input_size=_tuple(graph["input_size"]),
-                num_classes=graph["num_classes"],
-            ),
-            dimensions=tuple(Dimension(**_tuples(row)) for row in data["dimensions"]),
+            graph=Graph.from_json(data["graph"]),
+            dimensions=tuple(Dimension(**tuples(row)) for row in data["dimensions"]),
             fixed=tuple(Fixed(**row) for row in data["fixed"]),
         )
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _tuple(value) for key, value in row.items()}
-
-
-def _node(row: Mapping[str, Any]) -> Node:
-    spec = row["spec"]
-    return Node(**{**_tuples(row), "spec": None if spec is None else ConvSpec(**_tuples(spec))})

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
+import fnmatch
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bsconv_nas.errors import SpaceError
-from bsconv_nas.space.table import Block, Fixed, Graph, Group, Node
+from bsconv_nas.errors import SpaceError, suggest
+from bsconv_nas.space.graph import Block, Fixed, Graph, Group, Node
+from bsconv_nas.space.places import Place
 from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_paths
+from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
 from bsconv_nas.space.trace_values import Variables
@@ -25,10 +29,15 @@ __all__ = ["trace"]
 
 
 class _Tracer(fx.Tracer):
-    """Keeps modules that read `self.training` whole: their graph would freeze the mode."""
+    """Keeps modules that read `self.training` whole, as their graph would freeze the mode, and the declared leaves."""
+
+    def __init__(self, leaves: Sequence[str]) -> None:
+        super().__init__()
+        self._leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or _reads_training(type(m))
+        declared = any(fnmatch.fnmatchcase(module_qualified_name, pattern) for pattern in self._leaves)
+        return declared or super().is_leaf_module(m, module_qualified_name) or _reads_training(type(m))
 
 
 def _reads_training(kind: type[nn.Module]) -> bool:
@@ -38,8 +47,10 @@ def _reads_training(kind: type[nn.Module]) -> bool:
         return False
 
 
-def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
+def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[str] = ()) -> Graph:
     """Return the graph of `module` for images of `input_size` (C, H, W), in eval mode, batch 1.
+
+    Modules whose path matches one of `leaves` (shell wildcards) are kept whole.
 
     Raises:
         SpaceError: the module cannot be traced, or its forward fails at this size.
@@ -51,7 +62,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int]) -> Graph:
     if not isinstance(module, nn.Module):
         raise SpaceError(f"A base must be a torch.nn.Module, but got {type(module).__name__!r}: return the network.")
     meta = _without_values(module).eval()
-    recorder = Recorder(fx.GraphModule(meta, _graph(meta)), meta)
+    _check_leaves(meta, leaves)
+    recorder = Recorder(fx.GraphModule(meta, _graph(meta, leaves)), meta)
     size = f"(1, {', '.join(str(n) for n in input_size)})"
     try:
         with torch.no_grad():
@@ -81,17 +93,28 @@ def _shape_or_type(result: Any) -> str:
     return str(tuple(result.shape)) if isinstance(result, torch.Tensor) else type(result).__name__
 
 
-def _graph(module: nn.Module) -> fx.Graph:
+def _check_leaves(module: nn.Module, leaves: Sequence[str]) -> None:
+    paths = [path for path, _ in module.named_modules() if path]
+    for pattern in leaves:
+        if not fnmatch.filter(paths, pattern):
+            near = difflib.get_close_matches(pattern, paths, n=5, cutoff=0.0)
+            raise SpaceError(
+                f"base.leaves must match paths of modules, but {pattern!r} matches none: {suggest(pattern, near)}."
+            )
+
+
+def _graph(module: nn.Module, leaves: Sequence[str]) -> fx.Graph:
     try:
-        return _Tracer().trace(module)
+        return _Tracer(leaves).trace(module)
     except Exception as error:  # whatever the user's forward raises under symbolic tracing
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must be traceable by torch.fx, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}; {_place(error)}move such code into a module of its own."
+            f"{str(error).splitlines()[0].rstrip('.')}; {_where(error)}move such code into a module of its own and "
+            "name it in base.leaves."
         ) from error
 
 
-def _place(error: Exception) -> str:
+def _where(error: Exception) -> str:
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     own = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
     return f"see {own[-1].filename}:{own[-1].lineno}; " if own else ""
@@ -101,19 +124,21 @@ def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int,
     variables, values = recorder.variables, recorder.values
     roots = sorted({variables.root(value.variable) for value in values.values()})
     blocks = droppable_blocks(module, values, variables)
-    nodes = [_node(module, recorder, n, roots, blocks) for n in values]
-    unread = _count_unread(module, recorder, nodes, blocks)
+    traced = [_node(module, recorder, n, roots, blocks) for n in values]
+    unread = _count_unread(module, recorder, traced, blocks)
     resolutions = _resolutions(module, recorder)
-    groups = tuple(_group(nodes, blocks, variables, root, i, resolutions) for i, root in enumerate(roots))
+    groups = tuple(_group(traced, blocks, variables, root, i, resolutions) for i, root in enumerate(roots))
+    nodes = fused(traced, {kind.__name__: name for kind, name in ACTIVATIONS.items() if isinstance(kind, type)})
     widths = [Fixed(f"width.{group.name}", group.reason) for group in groups if group.reason]
-    fixed = (*recorder.fixed, *_uncalled(module, nodes), *unread, *widths)
+    fixed = (*recorder.fixed, *_uncalled(module, traced), *unread, *widths)
     return Graph(tuple(nodes), groups, tuple(blocks), fixed, input_size, classes)
 
 
 def _node(module: nn.Module, recorder: Recorder, n: fx.Node, roots: list[int], blocks: list[Block]) -> Node:
     value, fields = recorder.values[n], dict(recorder.fields[n])
-    if "spec" in fields:
-        fields["spec"] = dataclasses.replace(fields["spec"], activation=_activation_behind(module, n))
+    if place := fields.get("place"):
+        spec = dataclasses.replace(place.spec, activation=_activation_behind(module, n))
+        fields |= {"place": Place(place.role, spec, biases=(spec.bias,)), "parts": (str(n.target),)}
     paths = module_paths(n)
     return Node(
         name=n.name,

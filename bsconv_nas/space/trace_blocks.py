@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from bsconv_nas.space.table import Block
+from bsconv_nas.space.graph import Block
 from bsconv_nas.space.trace_rules import ACTIVATIONS, ADDITIONS
 from bsconv_nas.space.trace_values import Value, Variables
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsconv_nas.space.table import Fixed
+from bsconv_nas.space.graph import Fixed
 from bsconv_nas.space.trace_rules import FUNCTION_RULES, MODULE_RULES, bare_parameter, fixed_parameter, opaque
 from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bsconv_nas.decompositions import SECOND_MOMENTS, ConvSpec
+from bsconv_nas.space.places import Place
 from bsconv_nas.space.trace_values import Rule, Visit
 
 __all__ = [
@@ -160,13 +161,10 @@ def _conv(visit: Visit) -> tuple[int, int]:
     conv = cast(nn.Conv2d, visit.module)
     reads = visit.values[0].variable
     if conv.groups == 1:
-        visit.fields["spec"] = _spec(conv)
+        visit.fields["place"] = Place("conv", _spec(conv))
         return visit.layer(reads, lambda: visit.variables.new(conv.out_channels)), 1
     if conv.groups == conv.in_channels == conv.out_channels:
-        visit.reason = "depthwise convolution"
-        taps = math.prod(conv.kernel_size)
-        visit.fields["macs_per_channel"] = taps * math.prod(visit.shape[1:])
-        visit.fields["params_per_channel"] = taps + (conv.bias is not None)
+        visit.fields["place"] = Place("depthwise", _spec(conv))
         return visit.layer(reads, lambda: reads), 1
     visit.reason = "grouped convolution"
     visit.variables.fix(reads, f"enters the grouped convolution {visit.path}")

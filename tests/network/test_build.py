@@ -42,10 +42,8 @@ def random_networks(table: Table, n: int, seed: int = 0) -> list[Architecture]:
 
 
 def full_size(table: Table, **other: object) -> Architecture:
-    """The base's own network: regular, width 1, all blocks."""
-    own = {"conv": "regular", "width": 1.0}
-    kinds = {d.name: own.get(d.kind, max(d.options, key=str)) for d in table.dimensions}
-    return table.from_values({**kinds, **other})  # type: ignore[arg-type]
+    """The base's own network: its operators and kernels, width 1, all blocks."""
+    return table.from_values({**table.describe(table.base), **other})  # type: ignore[arg-type]
 
 
 def step(module: nn.Module, size: tuple[int, int, int]) -> Tensor:

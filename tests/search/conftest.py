@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.space.table import Dimension, Graph, Table
+from bsconv_nas.space.graph import Graph
+from bsconv_nas.space.table import Dimension, Table
 
 EXPERIMENT = """
 space = "spaces/tiny.toml"

@@ -57,7 +57,7 @@ WRONG = {
     ),
     "unknown override key": (
         f'[base]\n{BASE}\n[[choices.overrides]]\npattern = "*"\nwidth = [1]',
-        r"Unknown key 'choices\.overrides\.0\.width' .*: valid are 'depths', .*; did you mean 'widths'",
+        r"Unknown key 'choices\.overrides\.0\.width' .*: valid are 'blocks', 'depths', .*; did you mean 'widths'",
     ),
     "factory": (
         '[base]\nfactory = "resnet18"',

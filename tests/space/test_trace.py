@@ -11,7 +11,8 @@ from bsconv_nas.errors import SpaceError
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.space.dimensions import make_table
 from bsconv_nas.space.files import Choices
-from bsconv_nas.space.table import Graph, Table
+from bsconv_nas.space.graph import Graph
+from bsconv_nas.space.table import Table
 from bsconv_nas.space.trace import trace
 
 
@@ -45,7 +46,8 @@ def test_what_cannot_vary_is_fixed_and_named(name: str) -> None:
 def test_every_convolution_is_a_dimension_or_named_as_fixed(name: str) -> None:
     base = ODD[name].factory()
     table = table_of(base, ODD[name].input_size)
-    named = {*table.names, *(entry.name for entry in table.fixed)}
+    runs = {f"conv.{path}" for node in table.graph.nodes for path in node.parts[1:]}
+    named = {*table.names, *runs, *(entry.name for entry in table.fixed)}
     wanted = {f"conv.{path}" for path, m in base.named_modules() if isinstance(m, nn.Conv2d)}
     assert wanted <= named
     assert {f"width.{group.name}" for group in table.graph.groups} <= named
@@ -170,7 +172,7 @@ def test_a_block_whose_input_does_not_reach_its_add_unchanged_stays(base: nn.Mod
 def test_resolution_and_activation_go_to_the_specs() -> None:
     base = nn.Sequential(conv(3, 4, 5, stride=2), nn.BatchNorm2d(4), nn.Hardswish(), conv(4, 4), nn.Sigmoid())
     graph = trace(nn.Sequential(base, nn.Flatten(), nn.Linear(64, 2)), (3, 8, 8))
-    specs = [node.spec for node in graph.nodes if node.spec is not None]
+    specs = [node.place.spec for node in graph.nodes if node.place is not None]
     assert [(spec.kernel, spec.stride, spec.activation) for spec in specs] == [
         ((5, 5), (2, 2), "hardswish"),
         ((3, 3), (1, 1), "relu"),

@@ -1,0 +1,220 @@
+"""Runs of layers that are one place: separable pairs, and the two halves of inverted residuals; without torch.
+
+A run is found on the traced nodes and becomes one node, so that whoever reads the graph sees one place with one plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from bsconv_nas.space.graph import Node
+from bsconv_nas.space.places import Place, Role
+
+__all__ = ["fused"]
+
+NORM = "BatchNorm2d"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive nodes that become one place; `form` is the inverted residual that they are a half of."""
+
+    role: Role
+    members: tuple[int, ...]
+    inner: str = "none"
+    activation: str = ""
+    form: str = ""
+
+
+def fused(nodes: Sequence[Node], activations: Mapping[str, str]) -> list[Node]:
+    """Return the nodes with every run as one node.
+
+    Args:
+        nodes: what was traced, in order.
+        activations: the names of `SECOND_MOMENTS` by the class names of the modules that compute them.
+    """
+    finder = _Finder(nodes, activations)
+    runs = [run for index in finder.depthwise() for run in finder.around(index)]
+    taken = Counter(member for run in runs for member in run.members)
+    kept = [run for run in runs if all(taken[member] == 1 for member in run.members)]
+    return _merged(nodes, kept)
+
+
+class _Finder:
+    """Looks for runs around the depthwise convolutions of a graph."""
+
+    def __init__(self, nodes: Sequence[Node], activations: Mapping[str, str]) -> None:
+        self.nodes, self.activations = nodes, activations
+        self._readers: dict[int, list[int]] = {}
+        for index, node in enumerate(nodes):
+            for source in node.inputs:
+                self._readers.setdefault(source, []).append(index)
+        self._calls = Counter(node.path for node in nodes)
+
+    def depthwise(self) -> Iterator[int]:
+        """Yield the depthwise convolutions."""
+        for index, node in enumerate(self.nodes):
+            if node.place and node.place.role == "depthwise" and self._calls[node.path] == 1:
+                yield index
+
+    def around(self, index: int) -> list[_Run]:
+        """Return the runs that a depthwise convolution is part of: both halves of an inverted residual, or a pair."""
+        expansion, projection = self._expansion(index), self._projection(index)
+        pair = self._run("pair", index, self._behind(index))
+        widens = expansion is not None and self._widens(expansion)
+        if projection is not None and (widens or pair is None):
+            first = expansion if expansion is not None and widens else _Run("depthwise", (index,))
+            form = self._common_path((*first.members, projection))
+            halves = first, _Run("projection", (projection,))
+            return [dataclasses.replace(half, form=form) for half in halves]
+        return [] if pair is None else [pair]
+
+    def _run(self, role: Role, start: int, members: Sequence[int]) -> _Run | None:
+        """Return the run of some layers if nothing but a norm, or a norm and an activation, stands in between."""
+        indices = sorted((start, *members))
+        if not members or indices != list(range(indices[0], indices[0] + len(indices))):
+            return None
+        inner, activation = self._inner(indices[1:-1])
+        in_one_block = len({self.nodes[i].block for i in indices}) == 1
+        return _Run(role, tuple(indices), inner, activation) if inner and in_one_block else None
+
+    def _inner(self, between: Sequence[int]) -> tuple[str, str]:
+        """Return what stands between two convolutions as the options call it, or "" for what none of them means."""
+        ops = [self.nodes[i].op for i in between]
+        norms = [self._is_norm(i) for i in between]
+        if not ops or norms == [True]:
+            return ("bn" if ops else "none"), ""
+        if norms == [True, False] and ops[1] in self.activations:
+            return "bn_act", self.activations[ops[1]]
+        return "", ""
+
+    def _is_norm(self, index: int) -> bool:
+        node = self.nodes[index]
+        return node.op == NORM and node.params_per_channel == 2
+
+    def _behind(self, index: int) -> list[int]:
+        """Return the layers behind a convolution up to the next pointwise one, or none if there is no straight way."""
+        found: list[int] = []
+        while len(found) < 3 and len(readers := self._readers.get(index, [])) == 1:
+            (index,) = readers
+            found.append(index)
+            if self._is_pointwise(index):
+                return found
+            if not self._is_plain(index):
+                break
+        return []
+
+    def _expansion(self, index: int) -> _Run | None:
+        """Return the pointwise convolution before a depthwise one, with all that leads from it to there."""
+        found: list[int] = []
+        at = index
+        while len(found) < 3 and len(self.nodes[at].inputs) == 1:
+            (at,) = self.nodes[at].inputs
+            found.append(at)
+            if len(self._readers[at]) != 1:
+                break
+            if self._is_pointwise(at):
+                return self._run("expansion", index, found)
+            if not self._is_plain(at):
+                break
+        return None
+
+    def _widens(self, run: _Run) -> bool:
+        place = self.nodes[run.members[0]].place
+        return place is not None and place.spec.c_out > place.spec.c_in
+
+    def _projection(self, index: int) -> int | None:
+        """Return the linear pointwise convolution at which all that a depthwise one leads to comes together again.
+
+        What stands between is the block's own: a norm, an activation, a squeeze-and-excitation.
+        """
+        group = self.nodes[index].group
+        for i in range(index + 1, len(self.nodes)):
+            reads = [self.nodes[source].group for source in self.nodes[i].inputs]
+            if reads == [group] and self._is_pointwise(i) and self._collects(index, i):
+                return i if self._is_linear(i) else None
+        return None
+
+    def _is_linear(self, index: int) -> bool:
+        """Whether no activation follows a convolution, or its norm."""
+        behind = [self.nodes[i] for i in self._readers.get(index, [])]
+        if len(behind) == 1 and behind[0].op == NORM:
+            behind = [self.nodes[i] for i in self._readers.get(self._readers[index][0], [])]
+        return not any(node.op in self.activations or node.op in self.activations.values() for node in behind)
+
+    def _collects(self, start: int, end: int) -> bool:
+        """Whether all that `start` leads to comes together again at `end`."""
+        reached = {start}
+        for i in range(start + 1, end + 1):
+            if reached & set(self.nodes[i].inputs):
+                reached.add(i)
+        leaving = {r for i in reached - {end} for r in self._readers.get(i, [])}
+        return leaving <= reached
+
+    def _is_pointwise(self, index: int) -> bool:
+        place = self.nodes[index].place
+        if place is None or place.role != "conv" or self._calls[self.nodes[index].path] > 1:
+            return False
+        spec = place.spec
+        return (spec.kernel, spec.stride) == ((1, 1), (1, 1)) and spec.padding in ((0, 0), "valid", "same")
+
+    def _is_plain(self, index: int) -> bool:
+        """Whether a node is a module of its own that keeps the channels, which another can stand in for."""
+        node = self.nodes[index]
+        known = self._is_norm(index) or (
+            node.op in self.activations and not node.params and not node.params_per_channel
+        )
+        kept = node.group == self.nodes[node.inputs[0]].group if node.inputs else False
+        return bool(node.path) and self._calls[node.path] == 1 and known and kept
+
+    def _common_path(self, members: Sequence[int]) -> str:
+        """Return the path of the module around some layers."""
+        parents = [PurePosixPath(*self.nodes[i].path.split(".")[:-1]) for i in members]
+        around = next(p for p in (parents[0], *parents[0].parents) if all(o.is_relative_to(p) for o in parents))
+        return ".".join(around.parts) or self.nodes[members[0]].path
+
+
+def _merged(nodes: Sequence[Node], runs: Sequence[_Run]) -> list[Node]:
+    starts = {run.members[0]: run for run in runs}
+    inside = {member for run in runs for member in run.members[1:]}
+    at: dict[int, int] = {}  # new index by old one
+    out: list[Node] = []
+    for index, node in enumerate(nodes):
+        if index not in inside:
+            out.append(_whole(nodes, starts[index]) if index in starts else node)
+        at[index] = len(out) - 1
+    return [
+        dataclasses.replace(
+            node, inputs=tuple(at[i] for i in node.inputs), alias=None if node.alias is None else at[node.alias]
+        )
+        for node in out
+    ]
+
+
+def _whole(nodes: Sequence[Node], run: _Run) -> Node:
+    """Return the node of a run: what its first layer reads and its last one writes."""
+    members = [nodes[i] for i in run.members]
+    specs = [node.place.spec for node in members if node.place is not None]
+    kernel = next((spec for spec in specs if spec.kernel != (1, 1)), specs[-1])
+    spec = dataclasses.replace(
+        kernel,
+        c_in=specs[0].c_in,
+        c_out=specs[-1].c_out,
+        bias=any(spec.bias for spec in specs),
+        activation=run.activation or specs[-1].activation,
+    )
+    return dataclasses.replace(
+        members[-1],
+        name=members[0].name,
+        path=members[0].path,
+        inputs=members[0].inputs,
+        place=Place(run.role, spec, run.inner, tuple(s.bias for s in specs)),
+        parts=tuple(node.path for node in members),
+        form=run.form,
+        macs=sum(node.macs for node in members),
+        params=sum(node.params for node in members),
+    )
