@@ -157,7 +157,7 @@ def _layers(root: nn.Module, table: Table, row: tuple[int, ...], index: int) -> 
         yield from [] if resized is None else [(node.path, resized)]
         return
     primitives = table.plan_at(index, row)
-    if table.operator_at(index, row) == node.place.own:
+    if node.place.keeps(table.operator_at(index, row)):
         for path, primitive in zip(node.parts, primitives, strict=True):
             if isinstance(primitive, Conv):
                 yield path, layer((primitive,))

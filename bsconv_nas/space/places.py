@@ -8,7 +8,7 @@
 | `projection` | its last pointwise convolution | `mbconv` | `mbconv:ortho=1` |
 | `depthwise` | a depthwise convolution that stands in no run | `depthwise` | none |
 
-A place's own option keeps the base's layers and resizes them; any other puts its plan in their stead.
+A place's own option keeps the base's layers and resizes them; others put their plan in their stead (see `Place.keeps`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class Place:
     def own(self) -> str:
         """The option that keeps the base's own layers."""
         return _OWN[self.role]
+
+    def keeps(self, option: str) -> bool:
+        """Whether an option keeps the base's own layers, at most with another loss on them."""
+        return option == self.own or self.role == "projection" or (self.role == "expansion" and option != "fused")
 
     def plan(self, option: str, c_in: int, c_out: int, kernel: int | None = None) -> Plan:
         """Return the layers at this place.

@@ -67,7 +67,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     size = f"(1, {', '.join(str(n) for n in input_size)})"
     try:
         with torch.no_grad():
-            result = recorder.run(torch.empty(1, *input_size, device="meta"))
+            dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), None)
+            result = recorder.run(torch.empty(1, *input_size, dtype=dtype, device="meta"))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must accept a batch of shape {size}, but: "
