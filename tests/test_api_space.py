@@ -1,6 +1,7 @@
 """The search space as its user has it: the README's verbs, every shipped file, and what crosses processes."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import bsconv_nas as nas
 from bsconv_nas.api import SearchSpace
 from bsconv_nas.cost.analytic import COLUMNS
 from bsconv_nas.errors import SpaceError
+from bsconv_nas.network.build import instantiate
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.summary import summarise
 
 FILES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.toml"))
-LARGE = ("cifar_resnet56", "resnet50", "vgg11_bn")
+LARGE = ("cifar_preact_resnet", "cifar_resnet56", "efficientnet_b0", "resnet26", "resnet50", "vgg11_bn", "wrn28_10")
 
 
 def small(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
@@ -64,9 +66,19 @@ def test_a_shipped_space_says_what_it_spans(shipped: SearchSpace) -> None:
     assert {entry.name for entry in summary.fixed} >= {f"width.{shipped.table.graph.groups[0].name}"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_shipped_file_says_what_it_spans(path: Path) -> None:
-    assert path.read_text(encoding="utf-8").startswith("# ")
+def test_a_shipped_file_says_where_its_baseline_comes_from(
+    shipped: SearchSpace, request: pytest.FixtureRequest
+) -> None:
+    """The paper, and the sizes, which are those of the base itself."""
+    assert isinstance(shipped.base, Base)
+    with torch.device("meta"):
+        base = instantiate(shipped.base)
+    cost = shipped.cost(shipped.table.architecture([d.base for d in shipped.table.dimensions]))
+    assert (cost.macs, cost.params) == (macs(base, shipped.input_size), parameters(base))
+    text, _, _ = request.node.callspec.params["shipped"].read_text(encoding="utf-8").partition("[base]")
+    header = " ".join(line.removeprefix("# ") for line in text.splitlines())
+    assert re.search(r"The baseline is .*arXiv \d{4}\.\d{4,5}", header)
+    assert f"{cost.params:,} parameters and {cost.macs / 1e6:,.1f} M MACs" in header
 
 
 def test_the_verbs_of_the_readme() -> None:

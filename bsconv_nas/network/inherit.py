@@ -9,6 +9,7 @@ nothing. Kernels are cut around their middle or padded with zeros.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -151,10 +152,11 @@ class _Heir:
         getattr(self.module.get_submodule(path), name).copy_(values)
 
     def _fill_parameter(self, path: str, kept: _Kept) -> None:
-        """Fill a bare parameter, which has one value a channel if it varies at all."""
-        own, values = self.module.get_parameter(path), self.base.get_parameter(path)
-        axis = next((i for i, size in enumerate(values.shape) if size > 1), 0)
-        own.copy_(values if own.shape == values.shape else values.index_select(axis, kept.channels))
+        """Fill a bare parameter that varies, which has one value a channel; what does not vary is there already."""
+        own, values = (operator.attrgetter(path)(network) for network in (self.module, self.base))
+        if own.shape != values.shape:
+            axis = next(i for i, size in enumerate(values.shape) if size > 1)
+            own.copy_(values.index_select(axis, kept.channels))
 
     def _dense(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return the kernel (N, M, Kh, Kw) and the shift (N,) that the base's layers at a place compose to.

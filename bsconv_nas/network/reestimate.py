@@ -19,7 +19,7 @@ def reestimate(module: nn.Module, images: Iterable[Tensor], new_norms: Collectio
     """Take the statistics of all batch norms anew: means over the batches, as training on them would see them.
 
     Args:
-        module: changed in place; its mode is kept.
+        module: changed in place and moved to the images' device; its mode is kept.
         images: batches (N, C, H, W); none change nothing.
         new_norms: paths of norms that stay the identity: they get the scale and shift that undo their statistics.
     """
@@ -30,6 +30,7 @@ def reestimate(module: nn.Module, images: Iterable[Tensor], new_norms: Collectio
     batches = iter(images)
     first = next(batches, None)
     if first is not None:
+        module.to(first.device)
         for norm in norms.values():
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative mean

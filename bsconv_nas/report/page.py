@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from bsconv_nas.errors import RecordError
-from bsconv_nas.report import quantities, summary, theme
+from bsconv_nas.report import document, quantities, summary, theme
 from bsconv_nas.report.curves import curves_figure, curves_info
 from bsconv_nas.report.front import front_figure, front_info
 from bsconv_nas.report.importance import importance_figure, importance_info
@@ -28,8 +25,8 @@ __all__ = ["View", "render", "write"]
 
 def render(view: View) -> str:
     """Return the report as one HTML document that needs no network."""
-    template = _environment().get_template("page.html.j2")
-    return template.render(
+    return document.render(
+        "page.html.j2",
         view=view,
         lead=summary.lead(view),
         sentences=summary.sentences(view),
@@ -52,36 +49,8 @@ def render(view: View) -> str:
 
 def write(view: View, path: str | Path) -> Path:
     """Write the report to `path`, whole or not at all, and return the path."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise RecordError(
-            f"A report is written into an existing folder, but there is no {str(path.parent)!r}: make it."
-        )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(render(view), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bsconv_nas", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shown: tuple[Callable[..., str], ...] = (
-        quantities.cost,
-        quantities.duration,
-        quantities.percent,
-        quantities.points,
-    )
-    environment.filters |= {function.__name__: function for function in shown}
-    return environment
+    place = document.destination(path)
+    return document.write_whole(place, render(view))
 
 
 def _figures(view: View) -> dict[str, Markup]:
@@ -94,17 +63,4 @@ def _figures(view: View) -> dict[str, Markup]:
     }
     if view.costs:
         drawn["front"] = (front_info(view), front_figure)
-    return {name: _html(name, draw(info)) for name, (info, draw) in drawn.items() if info is not None}
-
-
-def _html(name: str, figure: go.Figure) -> Markup:
-    """Return a figure as HTML; Plotly writes `<`, `>` and `/` in its JSON as escapes, so no text can end the script."""
-    height = f"{figure.layout.height}px"
-    body = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config=theme.CONFIG,
-        div_id=f"figure-{name}",
-        default_height=height,
-    )
-    return Markup(body)
+    return {name: document.figure_html(name, draw(info)) for name, (info, draw) in drawn.items() if info is not None}

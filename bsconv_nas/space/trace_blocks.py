@@ -31,7 +31,7 @@ def droppable_blocks(module: nn.Module, values: dict[fx.Node, Value], variables:
     """
     blocks: list[Block] = []
     for path, parent in module.named_modules():
-        if isinstance(parent, nn.Sequential) and not any(path.startswith(f"{b.path}.") for b in blocks):
+        if isinstance(parent, nn.Sequential) and not any(f"{path}.".startswith(f"{b.path}.") for b in blocks):
             runs = _runs(module, path, parent, values, variables)
             for run in runs:
                 stage = path if len(runs) == 1 and path else run[0]

@@ -65,9 +65,9 @@ class _Finder:
         """Return the runs that a depthwise convolution is part of: both halves of an inverted residual, or a pair."""
         expansion, projection = self._expansion(index), self._projection(index)
         pair = self._run("pair", index, self._behind(index))
-        widens = expansion is not None and self._widens(expansion)
-        if projection is not None and (widens or pair is None):
-            first = expansion if expansion is not None and widens else _Run("depthwise", (index,))
+        opens = expansion is not None and self._opens(expansion)
+        if projection is not None and (opens or pair is None):
+            first = expansion if expansion is not None and opens else _Run("depthwise", (index,))
             form = self._common_path((*first.members, projection))
             halves = first, _Run("projection", (projection,))
             return [dataclasses.replace(half, form=form) for half in halves]
@@ -123,9 +123,24 @@ class _Finder:
                 break
         return None
 
-    def _widens(self, run: _Run) -> bool:
+    def _opens(self, run: _Run) -> bool:
+        """Whether a pointwise convolution begins an inverted residual: it widens, or no separable pair ends with it."""
         place = self.nodes[run.members[0]].place
-        return place is not None and place.spec.c_out > place.spec.c_in
+        return place is not None and (place.spec.c_out > place.spec.c_in or not self._ends_pair(run.members[0]))
+
+    def _ends_pair(self, index: int) -> bool:
+        """Whether a depthwise convolution leads straight to a pointwise one."""
+        for _ in range(3):
+            inputs = self.nodes[index].inputs
+            if len(inputs) != 1:
+                return False
+            (index,) = inputs
+            place = self.nodes[index].place
+            if place is not None:
+                return place.role == "depthwise"
+            if not self._is_plain(index):
+                return False
+        return False
 
     def _projection(self, index: int) -> int | None:
         """Return the linear pointwise convolution at which all that a depthwise one leads to comes together again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bsconv_nas.errors import SpaceError
+from bsconv_nas.network.models.blocks import blocks_per_stage, initialise, require_positive
 
 __all__ = ["BasicBlock", "CifarResNet", "cifar_resnet"]
 
@@ -48,7 +48,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, in_channels, H, W) in any scale."""
@@ -67,14 +67,8 @@ def cifar_resnet(depth: int = 20, *, in_channels: int = 3, num_classes: int = 10
     >>> sum(p.numel() for p in cifar_resnet(20).parameters())
     272480
     """
-    blocks, rest = divmod(depth - 2, 6)
-    if blocks < 1 or rest:
-        near = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise SpaceError(f"The depth of a cifar_resnet must be 6n + 2 with n >= 1, but got {depth}: take {near}.")
-    for name, value in {"in_channels": in_channels, "num_classes": num_classes, "width": width}.items():
-        if value < 1:
-            raise SpaceError(f"The {name} of a cifar_resnet must be at least 1, but got {value}.")
-    return CifarResNet(blocks, in_channels, num_classes, width)
+    require_positive("cifar_resnet", in_channels=in_channels, num_classes=num_classes, width=width)
+    return CifarResNet(blocks_per_stage("cifar_resnet", depth, rest=2), in_channels, num_classes, width)
 
 
 def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:
@@ -84,10 +78,3 @@ def _projection(c_in: int, c_out: int, stride: int) -> nn.Sequential:
 def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
     rest = (BasicBlock(c_out, c_out, 1) for _ in range(blocks - 1))
     return nn.Sequential(BasicBlock(c_in, c_out, stride), *rest)
-
-
-def _initialise(model: nn.Module) -> None:
-    """Draw every convolution from N(0, 2 / fan_in), the variance that its decompositions are given as well."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -1,0 +1,103 @@
+"""Weights from a file into a network: safetensors, or torch's own format without running what it may hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsconv_nas.errors import RecordError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["load_weights", "matching", "read_weights"]
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+ENTRIES = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the state dict
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.safetensors`, `.pt` or `.pth` file by name, on the CPU.
+
+    Raises:
+        RecordError: no such file, another kind of file, or one that holds more than tensors or is damaged.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise RecordError(f"Weights must lie in a {', '.join(SUFFIXES)} file, but got {str(path)!r}: convert it.")
+    if not path.is_file():
+        raise RecordError(f"No file {str(path)!r}: check the path of the weights.")
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    import torch  # here: what is no file is refused at once
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return (
+            load_file(path) if path.suffix == SUFFIXES[0] else _state_dict(torch.load(path, "cpu", weights_only=True))
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        raise RecordError(
+            f"{str(path)!r} must hold a state dict and nothing but tensors, but holds something else or is damaged: "
+            "save model.state_dict() there."
+        ) from None
+
+
+def _state_dict(held: Any) -> dict[str, Tensor]:
+    """Return the state dict that torch's file is, or has in a usual entry."""
+    import torch
+
+    for entry in ENTRIES:
+        if isinstance(held, Mapping) and isinstance(held.get(entry), Mapping):
+            held = held[entry]
+    if not isinstance(held, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+        raise ValueError("no state dict")
+    return dict(held)
+
+
+def matching(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return `tensors` under the names of the bare network: a checkpoint of ours or a wrapper has prefixes before them.
+
+    Args:
+        tensors: from a file.
+        names: of the network's state dict.
+    """
+    from bsconv_nas.training.weights import kept_weights
+
+    stripped = ({n.removeprefix(prefix): t for n, t in tensors.items()} for prefix in WRAPPERS)
+    forms = (dict(tensors), kept_weights(tensors), *stripped)
+    return max(forms, key=lambda form: len(form.keys() & set(names)))
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load a whole state dict into `model`.
+
+    Args:
+        model: the network.
+        tensors: as `matching` returns them.
+        where: the file's name, for the message.
+
+    Raises:
+        RecordError: it belongs to another network: the first name that is missing or unexpected, or of another shape.
+    """
+    if wrong := _first_difference(model.state_dict(), tensors):
+        kind = type(model).__name__
+        raise RecordError(
+            f"Weights in {where!r} must be those of this {kind!r}, but {wrong}: name the network they were trained in."
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _first_difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    for name, tensor in own.items():
+        if name not in given and not name.endswith("num_batches_tracked"):  # older files lack these counters
+            return f"{name!r} is missing there"
+        if name in given and given[name].shape != tensor.shape:
+            return f"{name!r} has shape {tuple(given[name].shape)} there and {tuple(tensor.shape)} here"
+    return next((f"{name!r} is unexpected there" for name in given if name not in own), "")
