@@ -177,11 +177,17 @@ def front(
 def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Instead of report.html in the run folder.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the front, as a .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """Write the offline HTML report."""
     from bsconv_nas.run import load_run
 
-    print(load_run(run).report(out))
+    found = load_run(run)
+    if picture is not None:
+        print(found.picture(picture))  # first: it may be refused
+    print(found.report(out))
 
 
 @app.command()
@@ -216,6 +222,26 @@ def export(
     from bsconv_nas.run import load_run
 
     print(load_run(run).export(out, pick))
+
+
+@app.command()
+def analyze(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A file of search_spaces/, package.module:factory, a run or an export."),
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .safetensors, .pt or .pth file, for the first two.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR|FILE", help="A folder for kernels.html and kernels.csv, or one of the two.")
+    ] = Path(),
+) -> None:
+    """Write how correlated a network's kernels are and what each decomposition keeps of them: a page and a CSV."""
+    from bsconv_nas.analyze import analyze as written
+
+    for path in written(model, weights, out):
+        print(path)
 
 
 @app.command()

@@ -5,13 +5,14 @@ Torch and Ray are imported by the functions that need them, so that status, fron
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -19,12 +20,16 @@ from bsconv_nas.api import SearchSpace
 from bsconv_nas.cost.analytic import COLUMNS
 from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import RecordError, SearchError, SpaceError
+from bsconv_nas.search import data
+from bsconv_nas.search.address import check_address
 from bsconv_nas.search.environment import environment
 from bsconv_nas.search.experiment import Experiment, Resources
+from bsconv_nas.search.inheritance import keep_weights, kept_base, read_base
 from bsconv_nas.search.pick import pick
 from bsconv_nas.search.record import Note, Record, front
 from bsconv_nas.search.scheduler import scheduler
 from bsconv_nas.search.store import Store
+from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture
 from bsconv_nas.training.sources import shape
 from bsconv_nas.training.spec import DataSpec, locate
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bsconv_nas.report.view import View
+    from bsconv_nas.search.retrain import Pair
     from bsconv_nas.search.trial import Task
     from bsconv_nas.training.data import Dataset
 
@@ -78,15 +84,18 @@ class Run:
     @cached_property
     def record(self) -> Record:
         """The fold over the run's events, as they are now."""
-        record, sizes = self.store.record(), self.space.table.sizes.tolist()
+        record = self.store.record()
         for number, trial in record.trials.items():
-            indices, costs = trial.started.indices, trial.started.costs
-            fits = len(indices) == len(sizes) and all(0 <= i < n for i, n in zip(indices, sizes, strict=True))
-            if not fits or not costs.keys() >= set(COLUMNS):
+            missing = sorted(set(COLUMNS) - trial.started.costs.keys())
+            try:
+                if missing:
+                    raise SpaceError(f"it has no {missing[0]}.")
+                self.space.table.architecture(trial.started.indices)
+            except SpaceError as error:
                 raise RecordError(
-                    f"Trial {number} in run folder {str(self.path)!r} must be a network of its 'space.json', but has "
-                    f"indices {list(indices)} and costs {costs}: the folder is damaged."
-                )
+                    f"Trial {number} in run folder {str(self.path)!r} must be a network of its 'space.json', but: "
+                    f"{str(error).rstrip('.')}: the folder is damaged."
+                ) from None
         return record
 
     @property
@@ -150,12 +159,23 @@ class Run:
         place = Path(path or self.path)
         return write(self.view(), place / "report.html" if place.is_dir() else place)
 
+    def picture(self, path: str | Path) -> Path:
+        """Write the front as a .png, .svg or .pdf, whole or not at all, and return its path.
+
+        Raises:
+            RecordError: another ending, no such folder, or no trial yet.
+            BsconvNasError: kaleido or Chrome is missing (extra `images`).
+        """
+        from bsconv_nas.report.front import save_image
+
+        return save_image(self.view(), path)
+
     def view(self) -> View:
         """Return the run as the report reads it."""
         from bsconv_nas.report.view import View
 
         details = {what: [n.detail for n in self.record.notes if n.what == what] for what in ("fvcore", "verdict")}
-        data = self.store.environment.get("data", {})
+        facts = self.store.environment.get("data", {})
         return View(
             name=self.store.name,
             record=self.record,
@@ -166,7 +186,7 @@ class Run:
             environment=self.store.environment,
             fvcore={d["key"]: {"macs": d["macs"]} for d in details["fvcore"]},
             verdict=tuple(details["verdict"][-1]["sentences"]) if details["verdict"] else (),
-            selection_images=data.get("counts", {}).get("selection"),
+            selection_images=facts.get("counts", {}).get("selection"),
         )
 
 
@@ -204,12 +224,21 @@ def search(
         planned = experiment.search.model_copy(update={"trials": trials})
         experiment = experiment.model_copy(update={"search": planned})
     _check_names(experiment)
+    Store.check_free(run)
+    with _joined(experiment.resources, address):
+        return _begin(experiment, run, address, on_change)
+
+
+def _begin(experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange) -> Run:
+    """Do what takes time: trace the space, load the data, make the folder, search."""
     space = SearchSpace.load(experiment.space, *shape(experiment.data))
     _device(experiment.resources, address)
     space.feasible(Budget(**experiment.budget)).check()
-    dataset = _load(experiment.data)
-    store = Store.create(run, experiment, space.to_json(), {**environment(), "data": _facts(dataset)})
+    dataset = data.load(experiment.data)
+    trained = read_base(experiment.train, space)
+    store = Store.create(run, experiment, space.to_json(), {**environment(), "data": data.facts(dataset)})
     try:
+        keep_weights(store.path, trained)
         return _search(Run(store), dataset, None, address, on_change)
     except BaseException:
         if not store.record().trials:  # it could not start: nothing half-written
@@ -251,7 +280,9 @@ def resume(
     begun = sum(trial.started.kind == "search" for trial in run.store.record().trials.values())
     if trials is not None and trials < begun:
         raise RecordError(f"--trials must be at least the {begun} that were begun, but got {trials}.")
-    return _search(run, _same_data(run, _spec(run, data_root)), trials, address, on_change)
+    spec = data.place_again(run.store, data_root)
+    with _joined(run.experiment.resources, address):
+        return _search(run, data.load_again(run.store, spec), trials, address, on_change)
 
 
 def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None, on_change: OnChange) -> Run:
@@ -290,18 +321,26 @@ def retrain(
         RecordError: no trial is complete, or another driver is at work.
         DataError: the data are not those of the search.
     """
+    from bsconv_nas.search.retrain import chosen
+
+    retraining = run.experiment.retrain
+    pairs = chosen(run.trials, run.front, members or retraining.members)
+    spec = data.place_again(run.store, data_root)
+    with _joined(run.experiment.resources, address):
+        return _retrain(run, pairs, seeds or retraining.seeds, spec, address, on_change)
+
+
+def _retrain(run: Run, pairs: list[Pair], seeds: int, spec: DataSpec, address: str | None, on_change: OnChange) -> Run:
     from bsconv_nas.search import runner
-    from bsconv_nas.search.retrain import Retraining, chosen
+    from bsconv_nas.search.retrain import Retraining
     from bsconv_nas.search.verdict import comparisons, verdict
     from bsconv_nas.training.data import load_test
 
     experiment = run.experiment
-    pairs = chosen(run.trials, run.front, members or experiment.retrain.members)
-    spec = _spec(run, data_root)
-    task = _task(run, _same_data(run, spec), address)
+    task = _task(run, data.load_again(run.store, spec), address)
     task = dataclasses.replace(task, recipe=experiment.retrain_recipe, test=load_test(spec))
     with run.store.lock():
-        driver = Retraining(run.store, pairs, seeds or experiment.retrain.seeds, task.recipe.epochs, on_change)
+        driver = Retraining(run.store, pairs, seeds, task.recipe.epochs, on_change)
         driver.begin()
         runner.run(driver, experiment.resources, task, address=address)
         done = Run(run.store)
@@ -309,6 +348,20 @@ def retrain(
             found = comparisons(done.record, done.trials, pairs, done.space.table)
             run.store.append(Note("verdict", {"sentences": list(verdict(found))}))
     return Run(run.store)
+
+
+@contextlib.contextmanager
+def _joined(resources: Resources, address: str | None) -> Iterator[None]:
+    """Be connected to the cluster at `address`, if one is named: what is wrong with it shows before anything slow."""
+    if address is None:
+        yield
+        return
+    check_address(address)
+    from bsconv_nas.search.cluster import concurrency, connected
+
+    with connected(resources, 0, address):
+        concurrency(resources)
+        yield
 
 
 def _device(resources: Resources, address: str | None) -> str:
@@ -326,50 +379,12 @@ def _device(resources: Resources, address: str | None) -> str:
 
 def _task(run: Run, dataset: Dataset, address: str | None) -> Task:
     from bsconv_nas.search.trial import Task
-    from bsconv_nas.space.base import Base
 
     experiment, base = run.experiment, run.space.base
     assert isinstance(base, Base)  # a recorded space has one
     device = _device(experiment.resources, address)
-    return Task(base, run.space.table, dataset, experiment.recipe, device)
-
-
-def _facts(dataset: Dataset) -> dict[str, Any]:
-    """Return what the record keeps of the data."""
-    return {
-        "fingerprint": dataset.fingerprint,
-        "counts": dataset.counts,
-        "classes": list(dataset.class_names),
-        "mean": list(dataset.statistics.mean),
-        "std": list(dataset.statistics.std),
-    }
-
-
-def _spec(run: Run, data_root: str | Path | None) -> DataSpec:
-    """Return where the run's data are; refused at once: a second driver, absent data."""
-    with run.store.lock():
-        spec = run.experiment.data
-    if data_root is not None:
-        spec = dataclasses.replace(spec, root=str(data_root))
-    locate(spec)
-    return spec
-
-
-def _load(spec: DataSpec) -> Dataset:
-    from bsconv_nas.training.data import load
-
-    return load(spec)
-
-
-def _same_data(run: Run, spec: DataSpec) -> Dataset:
-    dataset = _load(spec)
-    known = run.store.environment.get("data", {}).get("fingerprint")
-    if dataset.fingerprint != known:
-        raise RecordError(
-            f"The data of run {run.store.name!r} must be those it was searched with ({str(known)[:12]}), but "
-            f"{spec.name!r} here has fingerprint {dataset.fingerprint[:12]}: point data.root to them."
-        )
-    return dataset
+    weights = kept_base(run.path), experiment.train.images
+    return Task(base, run.space.table, dataset, experiment.recipe, device, None, *weights)
 
 
 def _count_with_fvcore(run: Run) -> None:

@@ -22,7 +22,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in sor
 FLOORS = (
     "errors",
     "decompositions",
-    "space.base space.table",
+    "space.places",
+    "space.base space.graph space.table",
     "cost.analytic",
     "cost.budget",
     "space training.laws training.recipe training.spec network",
@@ -32,10 +33,13 @@ FLOORS = (
     "search.checkpoint search.environment search.experiment search.mirror search.pick search.proposer search.scheduler",
     "search.store search.status",
     "report",
-    "search api card run show doctor cli __init__",  # these compose
+    "search api card run show analyze doctor cli __init__",  # these compose
 )
-TORCH = ("space.trace", "cost.latency_measure", "network", "training", "export", "api", "run", "card")
-TORCH += tuple(f"search.{name}" for name in ("checkpoint", "trial", "worker", "tuning", "runner", "retrain", "cluster"))
+TORCH = ("space.trace", "cost.latency_measure", "network", "training", "export", "api", "run", "card", "analyze")
+TORCH += tuple(
+    f"search.{name}"
+    for name in ("checkpoint", "trial", "worker", "tuning", "runner", "retrain", "cluster", "inheritance")
+)
 COMPOSES_TORCH = ("search.driver", "search.verdict")  # what they import does
 RAY = ("search.runner", "search.cluster", "search.tuning", "search.worker", "doctor")
 OPTUNA = ("search.proposer", "search.mirror", "report.importance")

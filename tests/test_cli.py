@@ -159,6 +159,35 @@ TABLE = [
         f"Unknown key 'serch' in '{FILE} --set serch.seed=1': valid are ...; did you mean 'search'.",
     ),
     Row(
+        f"{SEARCH} --set search.seed=1 --set recipe.epochs=0 --set search.trials=5",
+        nothing,
+        f"In [recipe] of '{FILE} --set recipe.epochs=0': recipe.epochs must be a whole number of at least 1, but got "
+        "0.",
+    ),
+    Row(
+        f"{SEARCH} --set search.sampler={{name='tpe',prior_weight=0.5}}",
+        nothing,
+        "The parameters {'prior_weight': 0.5} of search.sampler 'tpe' do not hold: `prior_weight` has been deprecated "
+        "in v4.9.0.",
+        True,
+    ),
+    Row(
+        f"{SEARCH} --address 127.0.0.1:1 --set space=none.toml",
+        nothing,
+        "A Ray cluster must answer at --address '127.0.0.1:1', but: Connection refused; check host and port.",
+        True,
+    ),
+    Row(
+        "resume runs/tiny --trials 9 --address head",
+        nothing,
+        "--address must be 'auto' or HOST:PORT, such as 10.0.0.1:6379, but got 'head'.",
+    ),
+    Row(
+        "retrain runs/tiny --address head",
+        nothing,
+        "--address must be 'auto' or HOST:PORT, such as 10.0.0.1:6379, but got 'head'.",
+    ),
+    Row(
         f"{SEARCH} --set search.sampler=tpa",
         nothing,
         "Unknown search.sampler 'tpa': valid are 'gp', 'nsga2', 'nsga3', 'random', 'tpe'; did you mean 'tpe'.",
@@ -317,6 +346,16 @@ TABLE = [
         "A run folder must be new or empty, but 'runs/tiny' holds a run: choose another --run.",
     ),
     Row(
+        f"{SEARCH} --run runs/tiny --set space=none.toml",  # first what is known first
+        nothing,
+        "A run folder must be new or empty, but 'runs/tiny' holds a run: choose another --run.",
+    ),
+    Row(
+        f"{SEARCH} --run mine.py/new --set space=none.toml",
+        nothing,
+        "Folder '.../mine.py' must take a new run, but: Not a directory.",
+    ),
+    Row(
         f"{SEARCH} --run spaces",
         nothing,
         "A run folder must be new or empty, but 'spaces' holds 'resnet8.toml': choose another --run.",
@@ -357,8 +396,14 @@ TABLE = [
     Row(
         "front runs/tiny",
         edit("runs/tiny/trials.jsonl", '"indices":[', '"indices":[9,'),
-        "Trial 0 in run folder 'runs/tiny' must be a network of its 'space.json', but has indices [9, ...] and costs "
-        "{...}: the folder is damaged.",
+        "Trial 0 in run folder 'runs/tiny' must be a network of its 'space.json', but: An architecture of this space "
+        "has ... indices below [...], but got [9, ...]: the folder is damaged.",
+    ),
+    Row(
+        "front runs/tiny",
+        edit("runs/tiny/trials.jsonl", '"params":', '"parms":'),
+        "Trial 0 in run folder 'runs/tiny' must be a network of its 'space.json', but: it has no params: the folder is "
+        "damaged.",
     ),
     Row(
         "resume runs/tiny",
@@ -408,6 +453,21 @@ TABLE = [
         "report runs/tiny --out mine.py/r.html",
         nothing,
         "A report is written into an existing folder, but there is no 'mine.py': make it.",
+    ),
+    Row(
+        "report runs/tiny --picture front.gif",
+        nothing,
+        "A picture must end in one of .pdf, .png, .svg, but got 'front.gif'.",
+    ),
+    Row(
+        "report runs/tiny --picture pictures/front.svg",
+        nothing,
+        "A report is written into an existing folder, but there is no 'pictures': make it.",
+    ),
+    Row(
+        "report runs/tiny --picture front.svg",
+        write("runs/tiny/trials.jsonl", ""),
+        "A picture of the front needs a trial, but run 'tiny' has none yet.",
     ),
 ]
 
@@ -543,6 +603,9 @@ QUICK = [
     f"{SEARCH} --set search.sampler=tpa",
     f"{SEARCH} --set data.name=cifar10",
     f"{SEARCH} --set space=none.toml",
+    f"{SEARCH} --address 127.0.0.1:1",
+    f"{SEARCH} --run runs/tiny",
+    "report runs/tiny --picture front.gif",
     "status runs/none",
     "resume runs/tiny --set search.seed=1",
     "resume runs/tiny --trials 1",
@@ -568,7 +631,9 @@ for command in sys.argv[1:]:
     told = [line.split(maxsplit=3) for line in done.stdout.splitlines() if line.startswith("TOLD")]
     print(*(line[3] for line in told), sep="\n")
     assert [line[2] for line in told] == ["[]"] * len(commands)
-    assert [line[1] for line in told] == (["0"] * len(READING) if commands is READING else ["0", "0", *"22222222"])
+    assert [line[1] for line in told] == (
+        ["0"] * len(READING) if commands is READING else ["0", "0", *"2" * (len(QUICK) - 2)]
+    )
 
 
 def test_help_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
@@ -587,6 +652,7 @@ def test_status_says_how_far_a_run_is(place: Path, bsconv_nas: Callable[[str], D
     assert re.search(r"search +complete +4", out)
     best = nas.load_run("runs/tiny").trials["val_accuracy"].max()
     assert f"best {best:.2%} at " in out
+    assert re.search(r"; \d+ s of training in (\d+ min )?\d+ s of searching\n", out)
     assert "resume" not in out
 
 
@@ -631,6 +697,33 @@ def test_report_prints_its_path(place: Path, bsconv_nas: Callable[[str], Done]) 
     (place / "pages").mkdir()
     assert bsconv_nas("report runs/tiny --out pages/a.html").out == "pages/a.html\n"
     assert Path("pages/a.html").read_bytes() == Path("runs/tiny/report.html").read_bytes()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<svg"), ("b.PNG", b"\x89PNG"), ("c.pdf", b"%PDF")])
+def test_report_draws_the_front(name: str, begin: bytes, place: Path, bsconv_nas: Callable[[str], Done]) -> None:
+    (place / "pictures").mkdir()
+    done = bsconv_nas(f"report runs/tiny --picture pictures/{name}")
+    assert (done.out, done.err) == (f"pictures/{name}\nruns/tiny/report.html\n", "")
+    assert [path.name for path in (place / "pictures").iterdir()] == [name]
+    assert (place / "pictures" / name).read_bytes().startswith(begin)
+
+
+MISSING = {
+    "kaleido": "import sys; sys.modules['kaleido'] = None",
+    "Chrome": "import os; os.environ.update(PATH='', BROWSER_PATH='/nowhere/chrome')",
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_report_without_what_draws_pictures_is_refused_whole(missing: str, place: Path) -> None:
+    before = listing(place)
+    code = f"{MISSING[missing]}\nfrom bsconv_nas import cli\ncli.main()"
+    command = [sys.executable, "-c", code, "report", "runs/tiny", "--picture", "front.svg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expect_sentence(done.stderr, "A picture of the front needs kaleido and a Chrome or Chromium: pip install ....")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert listing(place) == before
 
 
 def test_export_prints_its_folder(place: Path, bsconv_nas: Callable[[str], Done]) -> None:

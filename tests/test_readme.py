@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import bsconv_nas as nas
 from bsconv_nas.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,17 @@ def test_the_map_names_what_is_there() -> None:
     assert {name.rstrip("/") for name in re.findall(r"^  (\w+/)", rooms[1], re.MULTILINE)} == there
     files = {path.name for path in (ROOT / "bsconv_nas").glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"\b\w+\.py\b", rooms[1])) == files
+
+
+def test_its_space_is_one(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "space.toml"
+        file.write_text(block, encoding="utf-8")
+        space = nas.SearchSpace.load(file)
+        assert {name.partition(".")[0] for name in space.table.names} >= {"block", "kernel", "expand", "width", "depth"}
+        assert len(space.sample(2)) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from bsconv_nas.errors import BsconvNasError
+from bsconv_nas.errors import BsconvNasError, RecordError
+from bsconv_nas.report import document
 from bsconv_nas.report.hover import hover_text
 from bsconv_nas.report.networks import uniform
 from bsconv_nas.report.quantities import COSTS, cost, octave_ticks
@@ -19,7 +20,9 @@ from bsconv_nas.report.theme import BUDGET, COLORS, FAILED, INK, MUTED, SWITCH, 
 from bsconv_nas.report.view import TrialRow, View
 from bsconv_nas.search.record import Objective, front
 
-__all__ = ["AxisInfo", "FrontInfo", "front_figure", "front_info", "save_image"]
+__all__ = ["FORMATS", "AxisInfo", "FrontInfo", "front_figure", "front_info", "save_image"]
+
+FORMATS = ("pdf", "png", "svg")  # of pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +226,38 @@ def front_figure(info: FrontInfo) -> go.Figure:
     return figure
 
 
-def save_image(view: View, path: str | Path, width: int = 1000, height: int = 560) -> None:
-    """Write the front as a PNG, SVG or PDF, told by the ending of `path`; sizes in CSS pixels, drawn twofold.
+def save_image(view: View, path: str | Path, width: int = 1000, height: int = 560) -> Path:
+    """Write the front as a picture in the format of its ending, whole or not at all, and return the path.
+
+    Args:
+        view: the run.
+        path: a file in `FORMATS`, in a folder that exists.
+        width: [CSS pixels]; drawn twofold.
+        height: [CSS pixels].
 
     Raises:
-        BsconvNasError: no trial yet, or no kaleido or Chrome on this machine.
+        RecordError: another ending, no such folder, or no trial yet.
+        BsconvNasError: no kaleido or Chrome on this machine.
     """
-    info = front_info(view)
+    place, info = document.destination(path), front_info(view)
+    form = place.suffix.lower().removeprefix(".")
+    if form not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise RecordError(f"A picture must end in one of {endings}, but got {place.name!r}.")
     if not info.axes:
-        raise BsconvNasError(f"A picture of the front needs a trial, but run {view.name!r} has none yet.")
+        raise RecordError(f"A picture of the front needs a trial, but run {view.name!r} has none yet.")
     figure = front_figure(info).update_layout(margin_t=16)
     figure.layout.updatemenus = ()
     try:
-        figure.write_image(path, width=width, height=height, scale=2)
+        image = figure.to_image(form, width=width, height=height, scale=2)
     except (ImportError, ValueError, RuntimeError) as error:
         raise BsconvNasError(
             "A picture of the front needs kaleido and a Chrome or Chromium: pip install 'bsconv_nas[images]', "
-            f"then plotly_get_chrome or your system's package (they say: {str(error).strip().splitlines()[0]})."
+            f"then plotly_get_chrome or your system's package (they say: {_first_sentence(error)})."
         ) from error
+    return document.write_whole(place, image)
+
+
+def _first_sentence(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.partition(". ")[0].rstrip(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from bsconv_nas.report.networks import depths, stages, widths
+from bsconv_nas.report.networks import depths, kernels, stages, widths
 from bsconv_nas.report.quantities import COSTS, MISSING, cost, percent
 from bsconv_nas.report.theme import plain
 from bsconv_nas.report.view import TrialRow, View
@@ -16,7 +16,7 @@ MAX_STAGES = 8
 
 
 def architecture_lines(view: View, number: int) -> list[str]:
-    """Return a line a stage with its operators, then the widths, then the depths of trial `number`'s network."""
+    """Return a line a stage with its operators, then the widths, kernels and depths of trial `number`'s network."""
     indices = view.indices(number)
     found = stages(view.table, indices)
     lines = [f"{stage}: {_counted(options)}" for stage, options in list(found.items())[:MAX_STAGES]]
@@ -24,6 +24,7 @@ def architecture_lines(view: View, number: int) -> list[str]:
         lines += [f"and {hidden} stages more"] if hidden > 0 else []
     shown = {
         "channels": [MISSING if c is None else str(c) for c in widths(view.table, indices).values()],
+        "kernels": [MISSING if k is None else str(k) for k in kernels(view.table, indices).values()],
         "blocks kept": [str(d) for d in depths(view.table, indices).values()],
     }
     return lines + [f"{name}: {' · '.join(values[:16])}" for name, values in shown.items() if values]

@@ -18,7 +18,13 @@ __all__ = ["ImportanceInfo", "importance_figure", "importance_info"]
 MIN_TRIALS = 10
 MAX_TRIALS = 200  # a forest over more takes minutes and ranks the same choices first
 MAX_SHOWN = 20
-KINDS = {"conv": "decomposition", "width": "channels", "depth": "blocks kept"}
+KINDS = {
+    "conv": "decomposition",
+    "width": "channels",
+    "expand": "expansion",
+    "kernel": "kernel",
+    "depth": "blocks kept",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def importance_info(view: View) -> ImportanceInfo | None:
 
 def importance_figure(info: ImportanceInfo) -> go.Figure:
     """Draw a bar a dimension, coloured by its kind."""
-    colors = dict(zip(KINDS.values(), (INK, MUTED, "#cbd2d9"), strict=True))
+    colors = dict(zip(KINDS.values(), (INK, MUTED, "#7b8794", "#3e4c59", "#cbd2d9"), strict=True))
     figure = go.Figure()
     for kind in dict.fromkeys(info.kinds):
         bars = [(n, s) for n, k, s in zip(info.names, info.kinds, info.shares, strict=True) if k == kind]

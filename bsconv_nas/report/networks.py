@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bsconv_nas.report.theme import family
 from bsconv_nas.space.table import Dimension, Table
 
-__all__ = ["channels", "depths", "operators", "places", "stages", "uniform", "widths"]
+__all__ = ["channels", "depths", "kernels", "operators", "places", "stages", "uniform", "widths"]
 
 
 def places(table: Table) -> list[int]:
@@ -47,16 +47,21 @@ def stages(table: Table, indices: Sequence[int]) -> dict[str, Counter[str]]:
 
 
 def channels(table: Table, indices: Sequence[int], index: int) -> int | None:
-    """Return the channels that width dimension `index` gives its first kept group; None where all are dropped."""
-    dimension = table.dimensions[index]
-    kept = _kept(table, indices, dimension)
-    return dimension.channels[dimension.members.index(kept[0])][indices[index]] if kept else None
+    """Return the channels that a width or ratio gives its first kept group; None where all are dropped."""
+    kept = _kept(table, indices, table.dimensions[index])
+    return table.channels_at(kept[0], indices) if kept else None
 
 
 def widths(table: Table, indices: Sequence[int]) -> dict[str, int | None]:
-    """Return the channels by width dimension."""
-    found = [(i, d.name) for i, d in enumerate(table.dimensions) if d.kind == "width"]
+    """Return the channels by width and expansion dimension."""
+    found = [(i, d.name) for i, d in enumerate(table.dimensions) if d.kind in ("width", "expand")]
     return {name: channels(table, indices, i) for i, name in found}
+
+
+def kernels(table: Table, indices: Sequence[int]) -> dict[str, int | None]:
+    """Return the kernel size [pixels] by kernel dimension; None where all its layers are dropped."""
+    found = [(i, d) for i, d in enumerate(table.dimensions) if d.kind == "kernel"]
+    return {d.name: int(d.options[indices[i]]) if _kept(table, indices, d) else None for i, d in found}
 
 
 def depths(table: Table, indices: Sequence[int]) -> dict[str, int]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from bsconv_nas.report.networks import depths, operators, places, widths
+from bsconv_nas.report.networks import depths, kernels, operators, places, widths
 from bsconv_nas.report.quantities import cost, percent
 from bsconv_nas.report.theme import family, layout, plain, shade
 from bsconv_nas.report.view import View
-from bsconv_nas.space.table import Dimension
+from bsconv_nas.space.table import Dimension, Table
 
 __all__ = ["OperatorsInfo", "Panel", "operators_figure", "operators_info"]
+
+Sizes = Callable[[Table, Sequence[int]], Mapping[str, int | None]]
+SIZES: dict[str, Sizes] = {"channels": widths, "kernel": kernels, "blocks kept": depths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,14 @@ def operators_info(view: View) -> OperatorsInfo | None:
         for value, accuracy in zip(members[column], members["val_accuracy"], strict=True)
     )
     chosen = [[None if o is None else options.index(o) for o in operators(table, indices)] for indices in networks]
-    width_rows = [widths(table, indices) for indices in networks]
-    depth_rows = [depths(table, indices) for indices in networks]
+    panels = (_panel(view, title, [of(table, indices) for indices in networks]) for title, of in SIZES.items())
     return OperatorsInfo(
         keys=tuple(members["key"]),
         rows=tuple(rows),
-        places=tuple(table.dimensions[i].name.removeprefix("conv.") for i in places(table)),
+        places=tuple(table.dimensions[i].name.partition(".")[2] for i in places(table)),
         options=options,
         choices=tuple(map(tuple, chosen)),
-        panels=(*_panel(view, "channels", "width", width_rows), *_panel(view, "blocks kept", "depth", depth_rows)),
+        panels=tuple(panel for panel in panels if panel.columns),
     )
 
 
@@ -76,19 +78,19 @@ def _options(view: View) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda option: families.index(family(option))))
 
 
-def _panel(view: View, title: str, kind: str, rows: Sequence[Mapping[str, int | None]]) -> tuple[Panel, ...]:
-    if not rows[0]:
-        return ()
-    most = {d.name: _most(d) for d in view.table.dimensions if d.kind == kind}
+def _panel(view: View, title: str, rows: Sequence[Mapping[str, int | None]]) -> Panel:
+    """Return the numbers of a kind by network, each with its share of the largest in the space."""
+    most = {dimension.name: _most(dimension) for dimension in view.table.dimensions}
     values = tuple(tuple(row.values()) for row in rows)
     shares = tuple(tuple(None if v is None else v / most[name] for name, v in row.items()) for row in rows)
-    return (Panel(title, tuple(name.partition(".")[2] for name in rows[0]), values, shares),)
+    return Panel(title, tuple(name.partition(".")[2] for name in rows[0]), values, shares)
 
 
-def _most(dimension: Dimension) -> int:
-    """Return the largest value of a width or depth dimension, at least 1."""
-    values = dimension.channels if dimension.kind == "width" else (dimension.options,)
-    return max(1, *(int(value) for row in values for value in row))
+def _most(dimension: Dimension) -> float:
+    """Return the largest number that a dimension can show, at least 1."""
+    if dimension.kind == "conv":
+        return 1
+    return max(1, *(float(value) for row in dimension.channels or (dimension.options,) for value in row))
 
 
 def _scale(options: tuple[str, ...]) -> list[tuple[float, str]]:

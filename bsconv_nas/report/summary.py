@@ -145,7 +145,8 @@ def lead(view: View) -> str:
     parts = [
         f"{len(options)} decompositions ({', '.join(options)}) at {_number(len(places(table)), 'place')}"
         * bool(options),
-        f"the channels of {_number(kinds.count('width'), 'group')}" * ("width" in kinds),
+        f"the channels of {_number(kinds.count('width') + kinds.count('expand'), 'group')}" * ("width" in kinds),
+        f"the kernels of {_number(kinds.count('kernel'), 'place')}" * ("kernel" in kinds),
         f"the depth of {_number(kinds.count('depth'), 'stage')}" * ("depth" in kinds),
     ]
     data = dict(view.experiment).get("data", {})

@@ -8,7 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bsconv_nas.decompositions import DECOMPOSITIONS, parse_option
+from bsconv_nas.decompositions import DECOMPOSITIONS
+from bsconv_nas.space.places import FORMS
 
 __all__ = [
     "BUDGET",
@@ -26,7 +27,8 @@ __all__ = [
 
 # Okabe & Ito (2008): told apart under every common colour blindness; their vermilion is for failures alone.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-COLORS = dict(zip(DECOMPOSITIONS, itertools.cycle(PALETTE), strict=False))
+FAMILIES = (*DECOMPOSITIONS, *dict.fromkeys(form.partition(":")[0] for form in FORMS))
+COLORS = dict(zip(FAMILIES, itertools.cycle(PALETTE), strict=False))
 INK = "#1f2933"
 MUTED = "#9aa5b1"
 GRID = "#e8ecf0"
@@ -85,12 +87,12 @@ def plain(text: object) -> str:
 
 
 def family(option: str) -> str:
-    """Return the decomposition that an option belongs to.
+    """Return the decomposition, or the form of an inverted residual, that an option belongs to.
 
     >>> family("bsconv_s:p=1/8")
     'bsconv_s'
     """
-    return parse_option(option).name
+    return option.partition(":")[0]
 
 
 def shade(option: str, rank: int, total: int) -> str:

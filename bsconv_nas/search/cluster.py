@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,8 +20,10 @@ from pathlib import Path
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from bsconv_nas.errors import SearchError
+from bsconv_nas.search.address import check_address
 from bsconv_nas.search.experiment import Resources
 
 __all__ = ["concurrency", "connected"]
@@ -33,7 +34,6 @@ OBJECT_STORE = 128 * 2**20  # bytes, beside the data
 SOCKET_ROOM = 70  # bytes that Ray appends to its temporary folder in socket paths, which end at 107
 PREFIX = "bsn-"  # of scratch folders; a short one, for the sockets
 LOCK = "lock"  # in a scratch folder, held while its session lives
-KNOCK = 5.0  # seconds for a cluster to answer at its port
 PATIENCE = 5.0  # seconds for Ray's last processes to end by themselves
 MARK = "BSCONV_NAS_SCRATCH"  # in the environment of every process of a session
 
@@ -57,7 +57,7 @@ def connected(resources: Resources, data_bytes: int, address: str | None = None)
     scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
     with _claimed(scratch):
         try:
-            with _environment(_settings(scratch)):
+            with _environment(_settings(scratch) | ({} if address else _token(scratch))):
                 yield from _session(resources, data_bytes, address, scratch)
         finally:
             _remove(scratch)
@@ -79,6 +79,7 @@ def _session(resources: Resources, data_bytes: int, address: str | None, scratch
 
 def _start(resources: Resources, data_bytes: int, scratch: Path) -> None:
     ray.init(
+        address="local",  # whatever $RAY_ADDRESS says
         num_cpus=math.ceil(resources.workers * resources.cpus_per_trial),
         num_gpus=None if resources.gpus_per_trial else 0,
         object_store_memory=OBJECT_STORE + 2 * data_bytes,
@@ -90,27 +91,37 @@ def _start(resources: Resources, data_bytes: int, scratch: Path) -> None:
 
 
 def _join(address: str) -> None:
-    if address != "auto":
-        _knock(address)
+    """Connect to a running cluster, whose workers learn by their environment what this process can import."""
+    check_address(address)
+    importable = os.pathsep.join((os.environ["PYTHONPATH"], "${PYTHONPATH}"))
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
+        with _silent_stderr():
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": {"PYTHONPATH": importable}},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        said = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
         raise SearchError(
-            f"A Ray cluster must run at --address {address!r}, but there is none: start one or leave the address out."
+            f"A Ray cluster must take this process in at --address {address!r}, but Ray says {said!r}: start one of "
+            "this version, or hand over its token by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Refuse an address that nobody listens at: Ray itself tries for more than ten minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        raise SearchError(f"--address must be 'auto' or HOST:PORT, such as 10.0.0.1:6379, but got {address!r}.")
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep a line a second of Ray's native half away from the user: what it means is raised in the end."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
-    except OSError as error:
-        raise SearchError(
-            f"A Ray cluster must answer at --address {address!r}, but: {error.strerror or error}; check host and port."
-        ) from None
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def concurrency(resources: Resources) -> int:
@@ -133,7 +144,7 @@ def concurrency(resources: Resources) -> int:
 
 def _settings(scratch: Path) -> dict[str, str]:
     """Return the environment that keeps Ray quiet, and its files inside `scratch`."""
-    settings = {
+    return {
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: str(scratch),
         "PYTHONPATH": _importable(),
@@ -144,12 +155,16 @@ def _settings(scratch: Path) -> dict[str, str]:
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     }
-    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
-        token = scratch / "token"
-        token.touch(mode=0o600)
-        token.write_text(_TOKEN)
-        settings["RAY_AUTH_TOKEN_PATH"] = str(token)
-    return settings
+
+
+def _token(scratch: Path) -> dict[str, str]:
+    """Return the environment that lets this user alone into a cluster of ours; a running one has its own token."""
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
+        return {}
+    token = scratch / "token"
+    token.touch(mode=0o600)
+    token.write_text(_TOKEN)
+    return {"RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 def _importable() -> str:

@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,11 +29,12 @@ from bsconv_nas.space.files import read_toml, validate
 from bsconv_nas.training.recipe import Recipe
 from bsconv_nas.training.spec import DataSpec
 
-__all__ = ["OBJECTIVES", "Experiment", "Named", "Resources", "Retrain", "Search"]
+__all__ = ["OBJECTIVES", "Experiment", "Named", "Resources", "Retrain", "Search", "Train"]
 
 OBJECTIVES = ("val_accuracy", "val_loss", "train_loss", *COLUMNS)
 _ROOT = ("data", "root")
-_PATHS = (("space",), _ROOT)
+_CHECKPOINT = ("train", "checkpoint")
+_PATHS = (("space",), _ROOT, _CHECKPOINT)
 
 
 class _Section(BaseModel):
@@ -83,6 +84,24 @@ class Search(_Section):
         return value
 
 
+class Train(_Section):
+    """What a candidate starts from: `random` weights, or those it can `inherit` from a trained base.
+
+    `checkpoint` is the base's weights (.safetensors, .pt, .pth); so many `images` of the train part serve to take the
+    statistics of the norms anew.
+    """
+
+    init: Literal["random", "inherit"] = "random"
+    checkpoint: str | None = Field(None, min_length=1)
+    images: int = Field(2048, ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Train:
+        if (self.init == "inherit") != (self.checkpoint is not None):
+            raise ValueError('init = "inherit" and a checkpoint go together: give both or none')
+        return self
+
+
 class Resources(_Section):
     """How many trials run at a time, and what each gets: CPUs, a fraction of a GPU, time [min]."""
 
@@ -103,8 +122,8 @@ class Retrain(_Section):
 class Experiment(_Section):
     """A file of `experiments/`.
 
-    `space` and `data.root` are absolute once loaded. The record keeps the space's file name, as the space itself is
-    recorded too, and the root relative to the run folder if the file had it relative to itself.
+    Paths are absolute once loaded. The record keeps the file names of the space and of the checkpoint, which are
+    recorded themselves, and the root relative to the run folder if the file had it relative to itself.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -113,6 +132,7 @@ class Experiment(_Section):
     recipe: Recipe = Recipe()
     search: Search = Search()
     budget: dict[str, JsonValue] = {}
+    train: Train = Train()
     resources: Resources = Resources()
     retrain: Retrain = Retrain()
     _relative: frozenset[tuple[str, ...]] = PrivateAttr(frozenset())
@@ -131,10 +151,32 @@ class Experiment(_Section):
             BudgetError: a malformed budget.
         """
         path = Path(path)
+        try:
+            return cls._read(path, overrides, str(path))
+        except BsconvNasError as error:
+            guilty = cls._guilty(path, overrides, str(error))
+            if guilty is None:
+                raise
+        return cls._read(path, overrides, f"{path} --set {guilty}")
+
+    @classmethod
+    def _read(cls, path: Path, overrides: Sequence[str], where: str) -> Experiment:
+        """Return the experiment of a file, called `where`, under `overrides`."""
         raw = {"name": path.stem, **read_toml(path, ExperimentError)}
         for text in overrides:
             _override(raw, text, path.parent)
-        return cls._resolve(raw, path.parent, str(path) + "".join(f" --set {text}" for text in overrides))
+        return cls._resolve(raw, path.parent, where)
+
+    @classmethod
+    def _guilty(cls, path: Path, overrides: Sequence[str], sentence: str) -> str | None:
+        """Return the override by which a refusal comes, the first that brings it about; None if the file does alone."""
+        for count in range(len(overrides) + 1):
+            try:
+                cls._read(path, overrides[:count], str(path))
+            except BsconvNasError as error:
+                if str(error) == sentence:
+                    return overrides[count - 1] if count else None
+        return None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], folder: str | Path = ".") -> Experiment:
@@ -175,6 +217,8 @@ class Experiment(_Section):
             relative = _ROOT in self._relative or not Path(root).is_absolute()
             data["data"]["root"] = Path(os.path.relpath(root, folder)).as_posix() if relative else None
         data["space"] = Path(self.space).name
+        if self.train.checkpoint is not None:
+            data["train"]["checkpoint"] = Path(self.train.checkpoint).name
         return data
 
 

@@ -69,17 +69,22 @@ def sampler(name: str, params: Mapping[str, Any]) -> Callable[..., BaseSampler]:
     build = partial(SAMPLERS[name], **params)
     try:
         _try(build)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, FutureWarning) as error:
+        reason = str(error).partition(". ")[0].rstrip(".")
         raise ExperimentError(
-            f"The parameters {dict(params)} of search.sampler {name!r} do not hold: {str(error).rstrip('.')}."
+            f"The parameters {dict(params)} of search.sampler {name!r} do not hold: {reason}."
         ) from None
     return build
 
 
 def _try(build: Callable[..., BaseSampler]) -> None:
-    """Ask once in a made-up study: Optuna looks at many parameters only when it uses them."""
+    """Ask once in a made-up study: Optuna looks at many parameters only when it uses them.
+
+    What it is going to drop (a FutureWarning) is refused too: a record must still be read by a later version.
+    """
     space: dict[str, BaseDistribution] = {name: CategoricalDistribution((0, 1)) for name in "ab"}
     with _quiet():
+        warnings.simplefilter("error", FutureWarning)
         study = optuna.create_study(sampler=build(seed=0))
         for value in range(STARTUP):
             params = {"a": value % 2, "b": value // 2 % 2}

@@ -22,8 +22,8 @@ from bsconv_nas.errors import RecordError, suggest
 from bsconv_nas.space.table import Table
 
 __all__ = [
-    "COLUMNS",
     "SCHEMA",
+    "TRIAL_COLUMNS",
     "Ended",
     "EpochDone",
     "Event",
@@ -40,7 +40,7 @@ __all__ = [
 SCHEMA = 1
 Kind = Literal["baseline", "search", "retrain"]
 State = Literal["running", "complete", "stopped", "failed"]
-COLUMNS = (
+TRIAL_COLUMNS = (
     "number",
     "key",
     "kind",
@@ -103,6 +103,8 @@ class Note:
 
 
 Event = Started | EpochDone | Ended | Note
+_BEGINS = ("planned", "retraining")  # notes with which a driver begins, to search or to retrain
+_ENDS = ("finished", "interrupted", "retrained")
 _EVENTS: dict[str, type[Event]] = {"started": Started, "epoch": EpochDone, "ended": Ended, "note": Note}
 _NAMES = {kind: name for name, kind in _EVENTS.items()}
 _READERS: dict[str, TypeAdapter[Event]] = {name: TypeAdapter(kind) for name, kind in _EVENTS.items()}
@@ -178,12 +180,15 @@ class Objective:
 class Record:
     """The fold over a run's events.
 
-    Trials that never ended, for instance because their driver was killed, are `running`.
+    Trials that never ended, for instance because their driver was killed, are `running`. `search_seconds` [s] is how
+    long drivers searched: from a note `planned` to `finished`, `interrupted` or the last event before a kill.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.trials: dict[int, Trial] = {}
         self.notes: list[Note] = []
+        self.search_seconds = 0.0
+        self._searching, self._now = False, 0.0
         for event in events:
             self.add(event)
 
@@ -193,6 +198,7 @@ class Record:
         Raises:
             RecordError: an epoch or an end of a trial that never started.
         """
+        self._tick(event)
         if isinstance(event, Note):
             self.notes.append(event)
         elif isinstance(event, Started):
@@ -205,6 +211,15 @@ class Record:
             trial = self.trials[event.number]
             trial.state, trial.metrics, trial.seconds = event.state, event.metrics, event.seconds
             trial.cause, trial.ended = event.cause, event.time
+
+    def _tick(self, event: Event) -> None:
+        """Count the time since the event before, if a search went on meanwhile; a clock may be set back."""
+        what = event.what if isinstance(event, Note) else ""
+        if self._searching and what not in _BEGINS:
+            self.search_seconds += max(0.0, event.time - self._now)
+        if what in (*_BEGINS, *_ENDS):
+            self._searching = what == "planned"
+        self._now = event.time
 
     @staticmethod
     def _epoch(trial: Trial, event: EpochDone) -> None:
@@ -231,11 +246,11 @@ class Record:
         return sorted(numbers[_nondominated(values[whole], goals)].tolist())
 
     def frame(self, table: Table) -> pd.DataFrame:
-        """Return one row a trial: `COLUMNS`, further metrics, then the chosen option of each dimension."""
+        """Return one row a trial: `TRIAL_COLUMNS`, further metrics, then the chosen option of each dimension."""
         rows = [self._row(trial, table) for trial in sorted(self.trials.values(), key=lambda t: t.number)]
-        frame = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, *table.names])
-        extra = [c for c in frame.columns if c not in COLUMNS and c not in table.names]
-        return frame.reindex(columns=[*COLUMNS, *extra, *table.names])
+        frame = pd.DataFrame(rows, columns=None if rows else [*TRIAL_COLUMNS, *table.names])
+        extra = [c for c in frame.columns if c not in TRIAL_COLUMNS and c not in table.names]
+        return frame.reindex(columns=[*TRIAL_COLUMNS, *extra, *table.names])
 
     @staticmethod
     def _row(trial: Trial, table: Table) -> dict[str, Any]:

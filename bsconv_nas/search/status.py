@@ -24,8 +24,8 @@ class Status:
         planned: how many baseline and search trials there will be.
         best: the complete trial with the highest validation accuracy.
         front: numbers of its trials.
-        device_seconds: [s] of all training together.
-        wall_seconds: [s] from the first start to the last end.
+        device_seconds: [s] of all training in the search together.
+        wall_seconds: [s] in which the search ran, without pauses and retrainings.
         eta_seconds: [s] that are left; None before the first trial has ended.
         finished: whether no trial is to come.
     """
@@ -58,14 +58,13 @@ def status(record: Record, experiment: Experiment) -> Status:
     complete = [
         t for t in trials if t.state == "complete" and t.started.kind != "retrain" and math.isfinite(_accuracy(t))
     ]
-    ends = [trial.ended for trial in trials if trial.ended]
     return Status(
         counts=dict(counts),
         planned=planned,
         best=max(complete, key=lambda t: (_accuracy(t), -t.started.costs.get("macs", 0)), default=None),
         front=tuple(record.front(experiment.search.objectives)),
-        device_seconds=sum(trial.seconds for trial in trials),
-        wall_seconds=max(ends) - min(t.started.time for t in trials) if ends else 0.0,
+        device_seconds=sum(trial.seconds for trial in trials if trial.started.kind != "retrain"),
+        wall_seconds=record.search_seconds,
         eta_seconds=0.0 if finished else _eta(trials, planned, experiment.resources.workers),
         finished=finished,
     )

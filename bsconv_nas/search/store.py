@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import itertools
 import json
@@ -56,14 +57,30 @@ class Store:
         Raises:
             RecordError: the folder holds something, or cannot be written.
         """
+        cls.check_free(path)
         places = _numbered(experiment.name) if path is None else iter((Path(path),))
-        parent = Path("runs") if path is None else Path(path).absolute().parent
-        with _draft(parent, experiment, {_SPACE: space, _ENVIRONMENT: environment}) as draft:
+        with _draft(_parent(path), experiment, {_SPACE: space, _ENVIRONMENT: environment}) as draft:
             for place in places:
                 if _moved(draft, place):
                     return cls(place)
-        holds = "a run" if (place / _EXPERIMENT).is_file() else repr(_first(place))
-        raise RecordError(f"A run folder must be new or empty, but {str(place)!r} holds {holds}: choose another --run.")
+        raise _taken(place)
+
+    @staticmethod
+    def check_free(path: str | Path | None) -> None:
+        """Refuse a path at which `create` cannot make a run folder, as far as looking tells.
+
+        Raises:
+            RecordError: something lies there, or no folder can be made there.
+        """
+        if path is not None and Path(path).absolute() == Path.cwd():
+            raise RecordError("A run folder must not be the current folder: name a new one.")
+        if path is not None and _is_taken(Path(path)):
+            raise _taken(Path(path))
+        parent = _parent(path)
+        nearest = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            reason = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+            raise RecordError(f"Folder {str(parent)!r} must take a new run, but: {reason}.")
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -206,8 +223,13 @@ def _row(line: bytes) -> dict[str, Any]:
     return row
 
 
+def _parent(path: str | Path | None) -> Path:
+    """Return the folder of a new run, which is `runs` where no path is named."""
+    return Path("runs") if path is None else Path(path).absolute().parent
+
+
 def _numbered(name: str) -> Iterator[Path]:
-    return (Path("runs") / f"{name}-{number}" for number in itertools.count(1))
+    return (_parent(None) / f"{name}-{number}" for number in itertools.count(1))
 
 
 @contextlib.contextmanager
@@ -228,20 +250,25 @@ def _draft(parent: Path, experiment: Experiment, files: Mapping[str, Mapping[str
 
 def _moved(draft: Path, place: Path) -> bool:
     """Rename `draft` to `place`, or return False if something is there; of two processes the system lets one win."""
-    if place.absolute() == Path.cwd():
-        raise RecordError("A run folder must not be the current folder: name a new one.")
     try:
         draft.rename(place)
     except OSError:
-        if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        if _is_taken(place):
             return False
         raise
     return True
 
 
-def _first(place: Path) -> str:
-    """Return the name of what stands in the way at `place`."""
-    return min(item.name for item in place.iterdir()) if place.is_dir() else place.name
+def _is_taken(place: Path) -> bool:
+    """Return whether `place` is a file or a folder with something in it."""
+    return place.is_file() or (place.is_dir() and any(place.iterdir()))
+
+
+def _taken(place: Path) -> RecordError:
+    """Return the refusal of a place that holds something, by its first name."""
+    first = min(item.name for item in place.iterdir()) if place.is_dir() else place.name
+    holds = "a run" if (place / _EXPERIMENT).is_file() else repr(first)
+    return RecordError(f"A run folder must be new or empty, but {str(place)!r} holds {holds}: choose another --run.")
 
 
 def _write_file(path: Path, data: bytes) -> None:

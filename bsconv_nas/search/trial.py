@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from bsconv_nas.network.build import build
+from bsconv_nas.network.build import build, instantiate
+from bsconv_nas.network.inherit import inherit
 from bsconv_nas.search.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture, Table
@@ -24,7 +27,18 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What all trials of a search share; with `test`, the last epoch is evaluated on it once."""
+    """What all trials of a search share.
+
+    Attributes:
+        base: the network that the space starts from.
+        table: the space.
+        dataset: with the parts train, selection and report.
+        recipe: of every trial.
+        device: where to train.
+        test: if there, the last epoch is evaluated on it once.
+        trained: weights of the base that candidates inherit; without them they start at random.
+        images: of the train part, to take the statistics of norms anew where weights are inherited.
+    """
 
     base: Base
     table: Table
@@ -32,6 +46,8 @@ class Task:
     recipe: Recipe
     device: str = "cpu"
     test: Dataset | None = None
+    trained: Mapping[str, Tensor] | None = None
+    images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,7 @@ def train(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
         TrainingError: the network does not fit the data.
     """
     torch.manual_seed(job.seed)
-    model = build(task.base, task.table, job.architecture)
+    model = _start(task, job)
     trainer = Trainer(model, task.dataset, task.recipe, seed=job.seed, device=task.device)
     if has_checkpoint(job.checkpoint):
         tensors, meta = load_checkpoint(job.checkpoint)
@@ -90,6 +106,19 @@ def train(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
         tensors, meta = trainer.state()
         save_checkpoint(job.checkpoint, tensors, {**meta, "metrics": metrics})
         yield result.epoch, metrics
+
+
+def _start(task: Task, job: Job) -> nn.Module:
+    """Return the candidate's network as it is before its first epoch."""
+    if task.trained is None or has_checkpoint(job.checkpoint):  # what a checkpoint holds replaces all weights
+        return build(task.base, task.table, job.architecture)
+    base = instantiate(task.base)
+    base.load_state_dict(dict(task.trained))
+    generator = torch.Generator().manual_seed(job.seed)
+    batches = task.dataset.loader("train", task.device).batches(task.recipe.batch_size, generator)
+    count = -(-task.images // task.recipe.batch_size)
+    images = (images for images, _ in itertools.islice(batches, count))
+    return inherit(base, task.table, job.architecture, images)
 
 
 def _unseen(task: Task, trainer: Trainer) -> Metrics:

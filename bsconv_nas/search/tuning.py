@@ -154,6 +154,8 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]
         self._begun.pop(number, None)  # a retry has its own time
         if number in self._late:
             self._driver.failed(number, f"Timeout: no end after resources.timeout_minutes = {self._timeout:g}")
+        elif isinstance(error, RayActorError) and error.actor_init_failed:
+            self._driver.failed(number, str(error).strip().splitlines()[-1])  # what its own setup raised
         elif isinstance(error, RayActorError):
             self._driver.failed(number, f"WorkerDied: {first_line(error)}", retry=True)
         else:

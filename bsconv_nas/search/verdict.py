@@ -20,23 +20,22 @@ from bsconv_nas.search.record import Record
 from bsconv_nas.search.retrain import LIKE_COST, Pair
 from bsconv_nas.space.table import Table
 
-__all__ = ["Comparison", "comparisons", "uniform_operator", "verdict"]
+__all__ = ["Comparison", "Unrivalled", "comparisons", "uniform_operator", "verdict"]
 
 CONFIDENCE = 0.95
 Floats = npt.NDArray[np.float64]
 
 
 def uniform_operator(table: Table, indices: Sequence[int]) -> str | None:
-    """Return the operator that, put at all places, gives this very network; None if it mixes."""
+    """Return the operator that, put at all places that have it, gives this very network; None if it mixes."""
     places = [(d, dimension) for d, dimension in enumerate(table.dimensions) if dimension.kind == "conv"]
     key = table.architecture(indices).key
     for operator in dict.fromkeys(option for _, dimension in places for option in dimension.options):
-        if all(operator in dimension.options for _, dimension in places):
-            row = list(indices)
-            for d, dimension in places:
-                row[d] = dimension.options.index(operator)
-            if table.architecture(row).key == key:
-                return str(operator)
+        row = list(indices)
+        for d, dimension in places:
+            row[d] = dimension.index_of(operator)
+        if table.architecture(row).key == key:
+            return str(operator)
     return None
 
 
@@ -59,7 +58,22 @@ class Comparison:
     margin: float
 
 
-def comparisons(record: Record, trials: pd.DataFrame, pairs: Sequence[Pair], table: Table) -> list[Comparison]:
+@dataclass(frozen=True, slots=True)
+class Unrivalled:
+    """A retrained member for which the search completed no uniform network of like or less cost.
+
+    `accuracy` [%] is its mean on the test split.
+    """
+
+    key: str
+    macs: int
+    seeds: int
+    accuracy: float
+
+
+def comparisons(
+    record: Record, trials: pd.DataFrame, pairs: Sequence[Pair], table: Table
+) -> list[Comparison | Unrivalled]:
     """Return each member's comparison; rivals are chosen by their report accuracy, never by the test split."""
     done = trials[(trials["kind"] == "retrain") & (trials["state"] == "complete")]
     if "test_accuracy" not in done:
@@ -67,9 +81,11 @@ def comparisons(record: Record, trials: pd.DataFrame, pairs: Sequence[Pair], tab
     return [found for pair in pairs if (found := _compare(record, done, pair, table)) is not None]
 
 
-def _compare(record: Record, done: pd.DataFrame, pair: Pair, table: Table) -> Comparison | None:
+def _compare(record: Record, done: pd.DataFrame, pair: Pair, table: Table) -> Comparison | Unrivalled | None:
     member = record.trials[pair.member].started
     own = done[done["key"] == member.key]
+    if not pair.rivals and not own.empty:
+        return Unrivalled(member.key, member.costs["macs"], len(own), 100 * float(own["test_accuracy"].mean()))
     rivals = [record.trials[n].started for n in pair.rivals]
     rated = [(done.loc[done["key"] == r.key, "report_accuracy"].mean(), r) for r in rivals]
     rated = [(value, rival) for value, rival in rated if math.isfinite(value)]
@@ -101,15 +117,23 @@ def _margin(ours: Floats, theirs: Floats) -> float:
     return float(interval.high - interval.low) / 2
 
 
-def verdict(found: Sequence[Comparison]) -> tuple[str, ...]:
-    """Return one sentence for each comparison, costliest first: a gain, a loss or a tie, with its 95 % interval.
+def verdict(found: Sequence[Comparison | Unrivalled]) -> tuple[str, ...]:
+    """Return one sentence for each member, costliest first: a gain, a loss or a tie, with its 95 % interval.
+
+    A member without a rival is compared to nothing, and the sentence says why.
 
     >>> c = Comparison("a1", 40_000_000, "b2", 39_000_000, "bsconv_u", (5, 5), True, 0.4, 0.2)
     >>> print(*verdict([c]))
     At 40 M MACs mixing gains 0.4 +- 0.2 points over the best uniform network of like cost (bsconv_u, 39 M MACs; test \
 accuracy, 5 against 5 seeds, 95 % interval).
     """
-    return tuple(_sentence(c) for c in sorted(found, key=lambda c: -c.macs))
+    return tuple(_sentence(c) if isinstance(c, Comparison) else _lone(c) for c in sorted(found, key=lambda c: -c.macs))
+
+
+def _lone(member: Unrivalled) -> str:
+    at = f"At {format_quantity(member.macs, 'macs')} MACs no comparison"
+    reached = f"{member.accuracy:.1f} % test accuracy, {member.seeds} seed{'s' if member.seeds > 1 else ''}"
+    return f"{at}: the search completed no uniform network of like or less cost to set against this one ({reached})."
 
 
 def _sentence(c: Comparison) -> str:

@@ -123,3 +123,17 @@ def hanging(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
         if (job.number, epoch) == (0, 2):
             time.sleep(3600)
         yield epoch, metrics
+
+
+class Unreadable:
+    """A trial function that a worker cannot take up."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _unreadable, ()
+
+    def __call__(self, task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+        raise AssertionError
+
+
+def _unreadable() -> None:
+    raise ModuleNotFoundError("No module named 'mine'")

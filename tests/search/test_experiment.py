@@ -102,6 +102,30 @@ def test_a_bad_value_is_refused_by_one_sentence(experiment_file, override, sente
 
 
 @pytest.mark.parametrize(
+    ("overrides", "guilty"),
+    [
+        (["search.seed=1", "search.trials=-1", "search.baselines=3"], "search.trials=-1"),
+        (["search.trials=-1", "recipe.epochs=0"], "recipe.epochs=0"),  # the first that is looked at
+        (["search.seed=-2", "search.seed=-1"], "search.seed=-1"),
+        (["recipe.epochs=4", "recipe.milestones=[2,1]", "search.seed=1"], "recipe.milestones=[2,1]"),
+        (["budget.macs=1K", "budget.params=x", "budget.macs=2K"], "budget.params=x"),
+    ],
+)
+def test_of_several_overrides_the_wrong_one_is_named(experiment_file, overrides, guilty):
+    with pytest.raises(BsconvNasError) as caught:
+        Experiment.load(experiment_file, overrides)
+    assert f"'{experiment_file} --set {guilty}'" in str(caught.value)
+    assert str(caught.value).count("--set") == 1
+
+
+def test_what_is_wrong_in_the_file_is_no_overrides_fault(experiment_file):
+    experiment_file.write_text(experiment_file.read_text().replace("trials = 6", "trials = -6"))
+    with pytest.raises(ExperimentError, match=rf"^Key 'search.trials' in '{experiment_file}': Input should be"):
+        Experiment.load(experiment_file, ["search.seed=1"])
+    assert Experiment.load(experiment_file, ["search.trials=6"]).search.trials == 6
+
+
+@pytest.mark.parametrize(
     ("objectives", "sentence"),
     [
         ('[{name = "macz", direction = "min"}]', "objectives must be distinct names of 'val_accuracy', 'val_loss', "),

@@ -225,6 +225,12 @@ def test_optuna_stays_quiet(capfd: pytest.CaptureFixture[str]) -> None:
         ("tpe", {"n_ei_candidates": "a"}, "of search.sampler 'tpe' do not hold: "),
         ("gp", {"n_startup_trials": "a"}, "of search.sampler 'gp' do not hold: .*'str'"),
         ("nsga2", {"population_size": "a"}, "of search.sampler 'nsga2' do not hold: "),
+        (
+            "tpe",
+            {"gamma": 3},
+            r"'gamma': 3} of search.sampler 'tpe' do not hold: `gamma` has been deprecated in v4\.9\.0\.$",
+        ),
+        ("tpe", {"prior_weight": 0.5}, r"`prior_weight` has been deprecated in v4\.9\.0\.$"),
         ("random", {"x": 1}, "Unknown parameter 'x' of search.sampler 'random': it takes none"),
     ],
 )

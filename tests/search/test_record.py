@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bsconv_nas.errors import RecordError
 from bsconv_nas.search.record import (
-    COLUMNS,
+    TRIAL_COLUMNS,
     Ended,
     EpochDone,
     Note,
@@ -122,7 +122,7 @@ def test_keys_are_those_of_baselines_and_search_trials():
 def test_the_frame_has_the_contracts_columns_and_one_per_dimension(table):
     events = [*finished(1, 0.5, 200), started(0, "baseline", 50, (1, 2)), Note("repaired")]
     frame = Record(events).frame(table)
-    assert list(frame.columns) == [*COLUMNS, "conv.a", "width.stage1"]
+    assert list(frame.columns) == [*TRIAL_COLUMNS, "conv.a", "width.stage1"]
     assert frame["number"].tolist() == [0, 1]
     assert frame.loc[0, ["kind", "state", "conv.a", "width.stage1"]].tolist() == [
         "baseline",
@@ -136,7 +136,7 @@ def test_the_frame_has_the_contracts_columns_and_one_per_dimension(table):
 
 def test_an_empty_record_has_an_empty_frame_and_front(table):
     frame = Record().frame(table)
-    assert list(frame.columns) == [*COLUMNS, *table.names]
+    assert list(frame.columns) == [*TRIAL_COLUMNS, *table.names]
     assert len(front(frame, MACS)) == 0
     assert Record().front(MACS) == []
 

@@ -14,6 +14,7 @@ import torch
 from small_search import (
     EPOCHS,
     TRADE_OFF,
+    Unreadable,
     broken,
     faulty,
     hanging,
@@ -183,6 +184,14 @@ def test_a_search_in_which_all_fails_stops_with_the_cause(tmp_path: Path) -> Non
     with pytest.raises(SearchError, match="all 5 so far failed alike, the last with 'ValueError: network 4 is broken'"):
         search(store, FEASIBLE, task_of(SPACE, store), function=broken)
     assert len(store.record().trials) == 5
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    store = new_run(tmp_path / "run", SPACE, trials=1, baselines=0, resources={"workers": 1})
+    with pytest.raises(SearchError, match="the last with \"ModuleNotFoundError: No module named 'mine'\""):
+        search(store, FEASIBLE, task_of(SPACE, store), function=Unreadable())
+    assert [note.what for note in store.record().notes] == ["planned"]  # and it is not tried again
 
 
 def test_what_the_driver_raises_comes_through(tmp_path: Path) -> None:

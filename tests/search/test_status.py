@@ -3,6 +3,8 @@ import io
 import json
 import math
 
+import pytest
+
 from bsconv_nas.search.record import Ended, EpochDone, Note, Record, Started, front
 from bsconv_nas.search.status import front_text, status
 
@@ -38,7 +40,37 @@ def test_the_numbers_of_a_run_add_up(experiment):
     assert (found.total("complete"), found.total("running")) == (2, 1)
     assert found.best is not None
     assert (found.best.number, found.front, found.finished) == (1, (0, 1), False)
-    assert (found.device_seconds, found.wall_seconds) == (230.0, 105.0)
+    assert found.device_seconds == 130.0  # without the retraining's
+
+
+def at(time, what):
+    return Note(what, {"baselines": 0, "trials": 1} if what == "planned" else {}, time=time)
+
+
+def epoch(time):
+    return EpochDone(0, 1, {}, 1.0, time)
+
+
+BEGUN = [at(10.0, "planned"), Started(0, "search", "key0", (0, 1), {}, 0, time=12.0), epoch(15.0)]
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds"),
+    [
+        ([], 0.0),
+        (BEGUN[:1], 0.0),
+        (BEGUN, 5.0),  # going on, or killed
+        ([*BEGUN, at(20.0, "finished")], 10.0),
+        ([*BEGUN, at(20.0, "finished"), at(25.0, "fvcore")], 10.0),
+        ([*BEGUN, at(20.0, "interrupted"), at(100.0, "planned"), epoch(103.0)], 13.0),
+        ([*BEGUN, at(100.0, "planned"), epoch(103.0)], 8.0),  # killed, and gone on with
+        ([*BEGUN, at(20.0, "finished"), at(30.0, "retraining"), epoch(50.0), at(60.0, "retrained")], 10.0),
+        ([*BEGUN, at(30.0, "retraining"), at(60.0, "interrupted"), epoch(70.0)], 5.0),
+        ([*BEGUN, at(14.0, "finished")], 5.0),  # a clock set back
+    ],
+)
+def test_wall_time_is_that_in_which_the_search_ran(experiment, events, seconds):
+    assert status(Record(events), experiment).wall_seconds == seconds
 
 
 def test_what_is_left_is_estimated_from_what_has_ended(experiment):

@@ -107,9 +107,10 @@ def test_a_place_that_holds_something_is_refused_and_untouched(tmp_path, experim
     path = tmp_path / "x"
     make(path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RecordError) as caught:
-        Store.create(path, experiment, SPACE, ENVIRONMENT)
-    assert sentence.format(path=path) in str(caught.value)
+    for refuse in (Store.check_free, lambda path: Store.create(path, experiment, SPACE, ENVIRONMENT)):
+        with pytest.raises(RecordError) as caught:
+            refuse(path)
+        assert sentence.format(path=path) in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -120,6 +121,17 @@ def test_a_place_that_cannot_be_is_refused(tmp_path, experiment, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecordError, match="Folder 'runs' must take a new run, but: "):
         Store.create(None, experiment, SPACE, ENVIRONMENT)
+    for path in (None, "runs/x", "runs/deep/x"):
+        with pytest.raises(RecordError, match=r"Folder '.*' must take a new run, but: Not a directory\.$"):
+            Store.check_free(path)
+
+
+def test_a_free_place_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for path in (None, "new", "empty", "deep/down/new", tmp_path / "new"):
+        Store.check_free(path)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 def test_the_current_folder_is_not_taken_away(tmp_path, experiment, monkeypatch):

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from bsconv_nas.cost.budget import Budget
 from bsconv_nas.run import Run
 from bsconv_nas.search.record import Ended, Record, Started
 from bsconv_nas.search.retrain import Pair
-from bsconv_nas.search.verdict import Comparison, comparisons, uniform_operator, verdict
+from bsconv_nas.search.verdict import Comparison, Unrivalled, comparisons, uniform_operator, verdict
 
 SPACE = small_space()
 TABLE = SPACE.table
@@ -38,7 +39,7 @@ def with_trainings(record: Record, accuracies: dict[int, list[tuple[float, float
     return copied
 
 
-def compared(record: Record, pairs: list[Pair]) -> list[Comparison]:
+def compared(record: Record, pairs: list[Pair]) -> list[Any]:
     return comparisons(record, record.frame(TABLE), pairs, TABLE)
 
 
@@ -70,7 +71,23 @@ def test_what_was_not_retrained_is_not_compared(record: Record) -> None:
     assert compared(record, [Pair(5, (0,))]) == []
     assert compared(with_trainings(record, {5: [(0.5, 0.9)]}), [Pair(5, (0,))]) == []
     assert compared(with_trainings(record, {0: [(0.5, 0.9)]}), [Pair(5, (0,))]) == []
-    assert compared(with_trainings(record, {5: [(0.5, 0.9)]}), [Pair(5, ())]) == []
+    assert compared(with_trainings(record, {0: [(0.5, 0.9)]}), [Pair(5, ())]) == []
+
+
+def test_a_member_cheaper_than_every_uniform_network_is_compared_to_none(record: Record) -> None:
+    trainings = {5: [(0.5, 0.9), (0.5, 0.92)], 0: [(0.7, 0.1)]}
+    found = compared(with_trainings(record, trainings), [Pair(5, ())])
+    member = record.trials[5].started
+    assert found == [Unrivalled(member.key, member.costs["macs"], 2, pytest.approx(91.0))]
+
+
+def test_why_there_is_no_comparison_is_a_sentence() -> None:
+    cheap = Unrivalled("c3", 900_000, 2, 91.04)
+    assert verdict([cheap, comparison(0.44, 0.21)])[1] == (
+        "At 900 K MACs no comparison: the search completed no uniform network of like or less cost to set against this "
+        "one (91.0 % test accuracy, 2 seeds)."
+    )
+    assert "(91.0 % test accuracy, 1 seed)." in verdict([Unrivalled("c3", 900_000, 1, 91.04)])[0]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "margin"), [([0.9], [0.8, 0.81], math.nan), ([0.9, 0.9], [0.8, 0.8], 0.0)])
