@@ -270,6 +270,47 @@ TABLE = [
         base("mine:flattening"),
         "The forward of 'Sequential' must accept a batch of shape (1, 1, 8, 8), but: ...",
     ),
+    Row(
+        "space show spaces/resnet8.toml",
+        choose('blocks = ["mbconvs"]'),
+        f"Key 'choices.blocks' in '{SPACE_FILE}': unknown form of an inverted residual 'mbconvs': valid are 'fused', "
+        "'mbconv', 'mbconv:ortho=1'; did you mean 'mbconv'.",
+    ),
+    Row(
+        "space show spaces/resnet8.toml",
+        choose("kernels = [3, 4]"),
+        f"Key 'choices.kernels' in '{SPACE_FILE}': kernel sizes must be odd and lie in 1 to 31, but got ...",
+    ),
+    Row(
+        "space show spaces/resnet8.toml",
+        choose("widths = [0.5, 0.0]"),
+        f"Key 'choices.widths' in '{SPACE_FILE}': multipliers must lie in (0, 16], but got ...",
+    ),
+    Row(
+        "space show spaces/resnet8.toml",
+        choose('[[choices.overrides]]\npattern = "layer1*"\nexpansions = [2]'),
+        "Pattern 'layer1*' must match a path of the base whose expansions can vary, but matches none: there is none.",
+    ),
+    Row(
+        f'{SEARCH} --set train.init="inherit"',
+        nothing,
+        "Key 'train' in ...: init = \"inherit\" and a checkpoint go together: give both or none, but got ...",
+    ),
+    Row(
+        f'{SEARCH} --set train={{init="inherit",checkpoint="none.safetensors"}}',
+        nothing,
+        "No file '...none.safetensors': check the path of the weights.",
+    ),
+    Row(
+        "analyze spaces/resnet8.toml --weights none.safetensors",
+        nothing,
+        "No file 'none.safetensors': check the path of the weights.",
+    ),
+    Row(
+        "analyze mine:number",
+        nothing,
+        "Factory 'mine:number' must return a torch.nn.Module, but returned 'int'.",
+    ),
     # budgets
     Row(
         f"{SEARCH} --set budget.macs=1K",

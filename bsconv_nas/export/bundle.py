@@ -45,6 +45,7 @@ def write(model: nn.Module, out: Path, card: Mapping[str, Any], input_size: Sequ
     """
     out = Path(out).absolute()
     _check_card(card)
+    _check_leaves(card)
     _check_replaceable(out)
     preparation = str(card.get("input", {}).get("preparation", ""))
     source = write_source(model, str(card.get("title", "")), input_size, preparation)
@@ -62,6 +63,15 @@ def write(model: nn.Module, out: Path, card: Mapping[str, Any], input_size: Sequ
         }
         (folder / CARD_FILE).write_text(_json({**card, **facts}), encoding="utf-8")
     return out
+
+
+def _check_leaves(card: Mapping[str, Any]) -> None:
+    """Refuse a base with modules that tracing could not look into: their code cannot be written out."""
+    if leaves := card.get("base", {}).get("leaves"):
+        raise ExportError(
+            f"An export writes the code of every module, but base.leaves keeps {leaves[0]!r} whole: use Run.model, which "
+            "returns the trained network itself, or a base that torch.fx can trace."
+        )
 
 
 def _check_card(card: Mapping[str, Any]) -> None:

@@ -116,6 +116,13 @@ def test_an_interrupt_leaves_what_was_there(tmp_path, earlier):
     assert len(list(tmp_path.iterdir())) == earlier
 
 
+def test_a_base_with_leaves_is_refused_by_their_name(tmp_path):
+    card = {**CARD, "base": {"leaves": ["layer3.0.attention"]}}
+    with pytest.raises(ExportError, match=r"base\.leaves keeps 'layer3\.0\.attention' whole"):
+        bundle.write(network(), tmp_path / "out", card, SIZE)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_interrupt_between_the_renames_brings_the_earlier_export_back(tmp_path, monkeypatch):
     out = tmp_path / "out"
     before = earlier_export(out)
