@@ -69,8 +69,8 @@ def _check_leaves(card: Mapping[str, Any]) -> None:
     """Refuse a base with modules that tracing could not look into: their code cannot be written out."""
     if leaves := card.get("base", {}).get("leaves"):
         raise ExportError(
-            f"An export writes the code of every module, but base.leaves keeps {leaves[0]!r} whole: use Run.model, which "
-            "returns the trained network itself, or a base that torch.fx can trace."
+            f"An export writes the code of every module, but base.leaves keeps {leaves[0]!r} whole: use Run.model, "
+            "which returns the trained network itself, or a base that torch.fx can trace."
         )
 
 

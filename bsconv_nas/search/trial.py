@@ -16,6 +16,7 @@ from bsconv_nas.network.inherit import inherit
 from bsconv_nas.search.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture, Table
+from bsconv_nas.training.augment import Augment
 from bsconv_nas.training.data import Dataset
 from bsconv_nas.training.loop import Trainer, evaluate
 from bsconv_nas.training.recipe import Recipe
@@ -114,9 +115,11 @@ def _start(task: Task, job: Job) -> nn.Module:
         return build(task.base, task.table, job.architecture)
     base = instantiate(task.base)
     base.load_state_dict(dict(task.trained))
-    generator = torch.Generator().manual_seed(job.seed)
-    batches = task.dataset.loader("train", task.device).batches(task.recipe.batch_size, generator)
-    count = -(-task.images // task.recipe.batch_size)
+    recipe, generator = task.recipe, torch.Generator().manual_seed(job.seed)
+    # Statistics of images that are not augmented cost a trained ResNet-20 two points of its accuracy.
+    augment = Augment(recipe.flip, recipe.crop, recipe.cutout)
+    batches = task.dataset.loader("train", task.device).batches(recipe.batch_size, generator, augment)
+    count = -(-task.images // recipe.batch_size)
     images = (images for images, _ in itertools.islice(batches, count))
     return inherit(base, task.table, job.architecture, images)
 

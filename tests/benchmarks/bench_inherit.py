@@ -3,18 +3,21 @@
     python tests/benchmarks/bench_inherit.py DATA_ROOT
 
 Weights and their record lie in reports/cifar10_resnet20. The projection reads no image; the statistics of the norms are
-taken anew on 2,048 images of the train part. Accuracies are of the report part, 5,000 images that decided nothing.
+taken anew on 2,048 images of the train part, augmented as in the training. Accuracies are of the report part, 5,000
+images that decided nothing.
 """
 
 import itertools
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 import bsconv_nas as nas
 from bsconv_nas.network.inherit import inherit
 from bsconv_nas.network.models import cifar_resnet
+from bsconv_nas.training.augment import Augment
 from bsconv_nas.training.data import DataSpec, load
 from bsconv_nas.training.loop import evaluate
 
@@ -38,7 +41,9 @@ def main(data_root: str) -> None:
     whole = evaluate(base, dataset, "report")[1]
     print(f"{'option':<28}{'MACs':>12}{'old norms':>11}{'new norms':>11}{'kept':>8}")
     print(f"{'regular (the trained base)':<28}{space.cost(space.table.base).macs:>12,}{whole:>11.2%}{'':>11}{1:>8.1%}")
-    images = [batch for batch, _ in itertools.islice(dataset.loader("train").batches(BATCH), BATCHES)]
+    generator = torch.Generator().manual_seed(0)
+    batches = dataset.loader("train").batches(BATCH, generator, Augment(flip=True, crop=4, cutout=0))
+    images = [batch for batch, _ in itertools.islice(batches, BATCHES)]
     for operator in space.table.dimensions[-1].options[1:]:
         architecture = space.table.from_values({**space.describe(space.table.base), "conv.network": operator})
         heirs = inherit(base, space.table, architecture), inherit(base, space.table, architecture, images)
