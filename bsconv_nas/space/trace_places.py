@@ -79,8 +79,7 @@ class _Finder:
         if not members or indices != list(range(indices[0], indices[0] + len(indices))):
             return None
         inner, activation = self._inner(indices[1:-1])
-        in_one_block = len({self.nodes[i].block for i in indices}) == 1
-        return _Run(role, tuple(indices), inner, activation) if inner and in_one_block else None
+        return _Run(role, tuple(indices), inner, activation) if inner else None
 
     def _inner(self, between: Sequence[int]) -> tuple[str, str]:
         """Return what stands between two convolutions as the options call it, or "" for what none of them means."""

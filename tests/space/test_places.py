@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreter import macs, parameters, peak_memory
-from separable_networks import SEPARABLE, InvertedResidual, classifier, depthwise, inverted, pointwise, separable
+from separable_networks import SEPARABLE, classifier, depthwise, inverted, pointwise, separable
 from torch import nn
 from torchvision import models
 
@@ -225,12 +225,6 @@ def test_no_place_of_mobilenet_v2_is_left_out() -> None:
         table = table_of(models.mobilenet_v2(), (3, 64, 64))
     found = list(roles(table).values())
     assert {role: found.count(role) for role in set(found)} == {"conv": 2, "pair": 1, "expansion": 16, "projection": 16}
-
-
-def test_a_run_between_modules_of_different_fate_is_none() -> None:
-    """What a dropped block takes along cannot be half of a place that stays."""
-    base = classifier(nn.Sequential(InvertedResidual(8, 2, 8)), pointwise(8, 8), depthwise(8), channels=8)
-    assert roles(table_of(base))["3"] == "depthwise"
 
 
 def test_own_plans_have_the_base_s_biases_and_others_one_at_the_end() -> None:
