@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 CLASSES = 5
 
@@ -260,14 +261,14 @@ class Unused(Net):
 
 
 class Noisy(nn.Module):
-    """Reads the mode, so it stays whole."""
+    """Computes something else in training, so it stays whole."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = conv(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.dropout(x, 0.5, training=self.training))
+        return self.conv(x + torch.randn_like(x) if self.training else x)
 
 
 class Leafy(Net):
@@ -333,6 +334,174 @@ class Resized(nn.Module):
         return self.head(self.flat(F.adaptive_avg_pool2d(self.b(F.avg_pool2d(x, 2)), 2)))
 
 
+class Dropping(nn.Module):
+    """Reads the mode, but makes the same calls in both: it is looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.dropout(x, 0.5, training=self.training))
+
+
+class DropPath(nn.Module):
+    """Without weights, and the identity in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(x.shape[0], *[1] * (x.dim() - 1)) > 0.5)
+
+
+class Stochastic(Net):
+    """Residual blocks whose branch is dropped at random in training, in the ways of two libraries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Inverted(DropPath()), Inverted(StochasticDepth(0.5, "row")))
+        self.dropping = Dropping()
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.dropping(self.blocks(F.max_pool2d(x, 4)))
+
+
+class Inverted(nn.Module):
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.drop = conv(8, 8), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.conv(x))
+
+
+class Named(nn.Conv2d):
+    """A convolution under another name."""
+
+
+class Explicit(nn.Linear):
+    """A linear layer that says itself what it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Another function of its weight than a convolution's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class Same(nn.Conv2d):
+    """Pads by what it reads: the trace of its forward would fail."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (1, 1, 1, 1)) if input.shape[-1] > 1 else input)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm that activates, and is made in another way."""
+
+    def __init__(self, activation: nn.Module, channels: int) -> None:
+        super().__init__(channels, eps=0.01)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation(super().forward(input))
+
+
+class NormAndMask(nn.BatchNorm2d):
+    """A norm with a state of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("mask", torch.ones(channels, 1, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.mask
+
+
+class Derived(Net):
+    """Layers of classes that derive from torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named, self.norm = Named(8, 8, 3, padding=1), NormAndActivation(nn.SiLU(), 8)
+        self.standardised, self.same = Standardised(8, 8, 3, padding=1), Same(8, 8, 3)
+        self.free, self.hidden, self.head = conv(8, 8), Explicit(8, 12), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.named(F.max_pool2d(self.stem(x), 4)))
+        x = self.free(self.same(self.standardised(x)))
+        return self.head(F.relu(self.hidden(x.mean((2, 3)))))
+
+
+class DerivedNorms(Net):
+    """Norms that do more than one of torch's would, and are kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked, self.a = NormAndMask(8), conv(8, 8)
+        self.pooled, self.b = NormAndActivation(nn.MaxPool2d(2), 8), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(self.pooled(self.a(self.masked(F.max_pool2d(x, 2)))))
+
+
+class Sized(Net):
+    """Reads every size but the number of channels, and pads and cuts what is behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(8, 8), conv(8, 8), conv(8, 8), conv(12, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        assert x.ndim is not None
+        small = self.a(F.pad(x, (1, 1, 1, 1)))[:, :, ::2, ::2]
+        x = self.b(F.interpolate(small, size=x.shape[-2:])) + x.mean((2, 3), keepdim=True).expand_as(x)
+        return self.d(F.pad(self.c(F.max_pool2d(x, (x.size(2) // 2, x.shape[3] // 2))), (0, 0, 0, 0, 2, 2)))
+
+
+class Auxiliary(Net):
+    """A head that training alone reads: evaluation does not show its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aux, self.b = conv(8, 8), conv(8, 4), conv(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            x = x + self.aux(x).mean()
+        return self.b(x)
+
+
+class Rescaled(nn.Module):
+    """A bare parameter ties two tensors in training alone; evaluation reads it once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, CLASSES)
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(self.stem(x) * self.scale)
+        x = x * self.scale if self.training else x
+        return self.head(x.mean((2, 3)))
+
+
+class Nested(Net):
+    """Elements of a sequential that are sequentials of one residual block each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Sequential(PreActivation(8)), nn.Sequential(PreActivation(8)))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+
 @dataclass(frozen=True)
 class Odd:
     """A network, and for each name a part of the reason why it is fixed; names that must not be fixed are `free`."""
@@ -385,6 +554,34 @@ ODD = {
         ("depth.blocks",),
     ),
     "leafy": Odd(Leafy, {"conv.noisy.conv": "inside noisy", "width.before": "enters noisy"}, ("conv.after",)),
+    "stochastic": Odd(
+        Stochastic,
+        {},
+        ("depth.blocks", "conv.blocks.1.conv", "conv.dropping.conv", "width.stem", "width.dropping.conv"),
+    ),
+    "derived": Odd(
+        Derived,
+        {
+            "conv.standardised": "forward of its own",
+            "conv.same": "forward of its own",
+            "width.named": "enters standardised",
+            "width.same": "leaves same",
+        },
+        ("conv.named", "conv.free", "width.stem", "width.free", "width.hidden"),
+    ),
+    "derived norms": Odd(
+        DerivedNorms, {"width.stem": "enters masked", "width.a": "enters pooled"}, ("conv.a", "conv.b", "width.b")
+    ),
+    "sized": Odd(
+        Sized, {"width.c": "enters pad", "width.pad_1": "leaves pad"}, ("conv.a", "width.stem", "width.a", "width.d")
+    ),
+    "auxiliary": Odd(
+        Auxiliary,
+        {"width.a": "is read by aux in training", "conv.aux": "not called"},
+        ("conv.a", "conv.b", "width.stem", "width.b"),
+    ),
+    "rescaled": Odd(Rescaled, {}, ("conv.a", "width.stem")),
+    "nested": Odd(Nested, {}, ("depth.stages", "conv.stages.0.0.conv1")),
     "attention": Odd(Attention, {"bmm": "not counted", "width.q": "enters flatten"}, ("conv.v",)),
     "unruled": Odd(Unruled, {"width.a": "enters norm", "width.b": "enters up"}, ("conv.a", "conv.c", "width.c")),
     "in place": Odd(InPlace, {}, ("conv.a", "width.stem")),

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -186,12 +186,17 @@ def _resized(host: nn.Module, c_in: int, c_out: int) -> nn.Module | None:
 
 
 def _norm(host: Any, channels: int) -> nn.Module:
-    """Return a fresh norm; blocks that start as the identity, by a weight of zero, stay so."""
-    kind: Any = type(host)
-    norm: nn.Module = kind(channels, host.eps, host.momentum, host.affine, host.track_running_stats)
-    if host.affine and not host.weight.is_meta and not host.weight.any():
-        nn.init.zeros_(norm.get_parameter("weight"))
-    return norm
+    """Return `host` afresh for other channels; what its class adds stays, and a start as the identity stays one."""
+    is_silent = host.affine and not host.weight.is_meta and not host.weight.any()
+    for name, value in (*host.named_parameters(recurse=False), *host.named_buffers(recurse=False)):
+        if value.dim():
+            empty = value.detach().new_empty(channels)
+            setattr(host, name, nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty)
+    host.num_features = channels
+    host.reset_parameters()
+    if is_silent:
+        nn.init.zeros_(host.weight)
+    return cast(nn.Module, host)
 
 
 def _prelu(host: nn.PReLU, channels: int) -> nn.PReLU:

@@ -85,7 +85,7 @@ class _Heir:
             self._fill_place(index, node)
         elif node.bias is not None:
             self._fill_linear(node, writes)
-        elif type(self.base.get_submodule(node.path)) in _BY_CHANNEL:
+        elif isinstance(self.base.get_submodule(node.path), _BY_CHANNEL):
             self._fill_channels(node.path, writes.spread(node.features))
 
     def _fill_place(self, index: int, node: Node) -> None:

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import difflib
 import fnmatch
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,28 +22,10 @@ from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_path
 from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
+from bsconv_nas.space.trace_symbolic import acts_as, reads_training, symbolic_graph
 from bsconv_nas.space.trace_values import Variables
 
 __all__ = ["trace"]
-
-
-class _Tracer(fx.Tracer):
-    """Keeps modules that read `self.training` whole, as their graph would freeze the mode, and the declared leaves."""
-
-    def __init__(self, leaves: Sequence[str]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        declared = any(fnmatch.fnmatchcase(module_qualified_name, pattern) for pattern in self._leaves)
-        return declared or super().is_leaf_module(m, module_qualified_name) or _reads_training(type(m))
-
-
-def _reads_training(kind: type[nn.Module]) -> bool:
-    try:
-        return "self.training" in inspect.getsource(kind.forward)
-    except (OSError, TypeError):
-        return False
 
 
 def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[str] = ()) -> Graph:
@@ -63,24 +44,33 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
         raise SpaceError(f"A base must be a torch.nn.Module, but got {type(module).__name__!r}: return the network.")
     meta = _without_values(module).eval()
     _check_leaves(meta, leaves)
-    recorder = Recorder(fx.GraphModule(meta, _graph(meta, leaves)), meta)
-    size = f"(1, {', '.join(str(n) for n in input_size)})"
-    try:
-        with torch.no_grad():
-            dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), None)
-            result = recorder.run(torch.empty(1, *input_size, dtype=dtype, device="meta"))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise SpaceError(
-            f"The forward of {type(module).__name__!r} must accept a batch of shape {size}, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size (data.channels and data.resolution in an "
-            "experiment), or the base's own arguments."
-        ) from None
+    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), None)
+    image = torch.empty(1, *input_size, dtype=dtype, device="meta")
+    recorder = Recorder(fx.GraphModule(meta, symbolic_graph(meta, leaves)), meta)
+    result = _run(recorder, image, type(module).__name__)
     if not isinstance(result, torch.Tensor) or result.dim() != 2:
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must return logits of shape (N, classes) for a batch of shape "
-            f"{size}, but returned {_shape_or_type(result)}: flatten and classify, or wrap the network."
+            f"{tuple(image.shape)}, but returned {_shape_or_type(result)}: flatten and classify, or wrap the network."
         )
+    if recorder.unread or reads_training(type(module)):  # training may compute something else
+        training = Recorder(fx.GraphModule(meta, symbolic_graph(meta, leaves, training=True)), meta, recorder)
+        _run(training, image, type(module).__name__)
+        training.fix_what_is_new(recorder)
     return _assemble(meta, recorder, input_size, int(result.shape[1]))
+
+
+def _run(recorder: Recorder, image: torch.Tensor, name: str) -> Any:
+    """Return what a network computes of an image, and record it."""
+    try:
+        with torch.no_grad():
+            return recorder.run(image)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise SpaceError(
+            f"The forward of {name!r} must accept a batch of shape {tuple(image.shape)}, but: "
+            f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size (data.channels and data.resolution in an "
+            "experiment), or the base's own arguments."
+        ) from None
 
 
 def _without_values(module: nn.Module) -> nn.Module:
@@ -102,23 +92,6 @@ def _check_leaves(module: nn.Module, leaves: Sequence[str]) -> None:
             raise SpaceError(
                 f"base.leaves must match paths of modules, but {pattern!r} matches none: {suggest(pattern, near)}."
             )
-
-
-def _graph(module: nn.Module, leaves: Sequence[str]) -> fx.Graph:
-    try:
-        return _Tracer(leaves).trace(module)
-    except Exception as error:  # whatever the user's forward raises under symbolic tracing
-        raise SpaceError(
-            f"The forward of {type(module).__name__!r} must be traceable by torch.fx, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}; {_where(error)}move such code into a module of its own and "
-            "name it in base.leaves."
-        ) from error
-
-
-def _where(error: Exception) -> str:
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    own = [frame for frame in frames if "/torch/" not in frame.filename and frame.filename != __file__]
-    return f"see {own[-1].filename}:{own[-1].lineno}; " if own else ""
 
 
 def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int, int], classes: int) -> Graph:
@@ -179,13 +152,13 @@ def _uncalled(module: nn.Module, nodes: list[Node]) -> list[Fixed]:
 
 
 def _activation_behind(root: nn.Module, n: fx.Node) -> str:
-    """Return the activation that the host applies behind a convolution, through its norm; relu if there is none."""
+    """Return the activation that the host applies behind a convolution, through or in its norm, or else relu."""
     for user in list(n.users)[:1]:
-        kind = type(root.get_submodule(str(user.target))) if user.op == "call_module" else user.target
-        if kind in ACTIVATIONS:
-            return ACTIVATIONS[kind]
-        if kind in NORMS:
-            return _activation_behind(root, user)
+        module = root.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if module is not None and acts_as(module) in NORMS:
+            inside = (ACTIVATIONS[type(child)] for child in module.children() if type(child) in ACTIVATIONS)
+            return next(inside, None) or _activation_behind(root, user)
+        return ACTIVATIONS.get(user.target if module is None else type(module), "relu")
     return "relu"
 
 

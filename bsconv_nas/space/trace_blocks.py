@@ -69,7 +69,7 @@ def _residual_group(
     (entry,), (end,) = entries, ends
     if entry not in values or any(user not in members for user in entry.users):
         return None
-    add = _final_add(child, path, end, members)
+    add = _final_add(root, end, members)
     unchanged = add is not None and entry in add.all_input_nodes and values[entry].shape == values[end].shape
     return variables.root(values[end].variable) if unchanged else None
 
@@ -82,18 +82,18 @@ def _weights(root: nn.Module, nodes: set[fx.Node]) -> set[int]:
     return {id(p) for p in (*read, *(p for module in called for p in module.parameters())) if p is not None}
 
 
-def _final_add(child: nn.Module, path: str, end: fx.Node, members: set[fx.Node]) -> fx.Node | None:
+def _final_add(root: nn.Module, end: fx.Node, members: set[fx.Node]) -> fx.Node | None:
     """Return the addition that a block ends with, at most an activation behind it."""
     n = end
     while n.target not in ADDITIONS:
-        if not _is_activation(child, path, n) or n.all_input_nodes[0] not in members:
+        if not _is_activation(root, n) or n.all_input_nodes[0] not in members:
             return None
         n = n.all_input_nodes[0]
     return n
 
 
-def _is_activation(child: nn.Module, path: str, n: fx.Node) -> bool:
+def _is_activation(root: nn.Module, n: fx.Node) -> bool:
     """Whether a node keeps every value where it is: it has one input and no weights of a layer."""
     if n.op != "call_module":
         return n.target in ACTIVATIONS
-    return type(child.get_submodule(str(n.target).removeprefix(f"{path}."))) in (*ACTIVATIONS, nn.Identity)
+    return type(root.get_submodule(str(n.target))) in (*ACTIVATIONS, nn.Identity)

@@ -12,23 +12,28 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.space.graph import Fixed
-from bsconv_nas.space.trace_rules import FUNCTION_RULES, MODULE_RULES, bare_parameter, fixed_parameter, opaque
+from bsconv_nas.space.trace_rules import FUNCTION_RULES, MODULE_RULES, bare_parameter, fixed_parameter, opaque, same
+from bsconv_nas.space.trace_symbolic import acts_as
 from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
 
 __all__ = ["Recorder", "label"]
 
 # The multiply-adds of convolutions and linear layers, as torch calls them below its modules.
 COUNTED = frozenset({torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm})
+CHANNELS = 1  # the axis
 CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 
 
 class Recorder(fx.Interpreter):
-    """Runs the graph once on the meta device and applies a rule to every node."""
+    """Runs the graph once on the meta device and applies a rule to every node.
 
-    def __init__(self, module: fx.GraphModule, base: nn.Module) -> None:
+    With `other`, the recorder of another graph of `base`, a layer reads and writes the same channels in both.
+    """
+
+    def __init__(self, module: fx.GraphModule, base: nn.Module, other: Recorder | None = None) -> None:
         super().__init__(module)
-        self.variables = Variables()
-        self.layers: dict[str, tuple[int, int]] = {}
+        self.variables: Variables = other.variables if other else Variables()
+        self.layers: dict[str, tuple[int, int]] = other.layers if other else {}
         self.values: dict[fx.Node, Value] = {}
         self.fields: dict[fx.Node, dict[str, Any]] = {}
         self.fixed: list[Fixed] = []
@@ -37,12 +42,15 @@ class Recorder(fx.Interpreter):
         self._read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
         self._tuples: dict[fx.Node, list[Value]] = {}
         self._storages: dict[int, int] = {}
+        self._untouched = False  # whether the running node hands over its very input
         self._kept: list[torch.Tensor] = []  # a freed storage's address may come again
 
     def run_node(self, n: fx.Node) -> Any:
         """Return what a node computes, and record it."""
+        entered = [(id(self.env[source]), _version(self.env[source])) for source in n.all_input_nodes]
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
+        self._untouched = entered == [(id(result), _version(result))]
         if n.op == "output":
             self._fix(n, "the network's output")
         elif isinstance(result, torch.Tensor):
@@ -50,9 +58,24 @@ class Recorder(fx.Interpreter):
         elif isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
             self._fix(n, f"enters {label(self.module, n)}")
             self._tuples[n] = self._inputs(n)
-        elif not _asks_for_batch(n):
+        elif not self._spares_channels(n):
             self._fix(n, f"its size is read by {n.name}")
         return result
+
+    def fix_what_is_new(self, other: Recorder) -> None:
+        """Fix what those weights meet that `other` has not come by: nothing there would resize them with it."""
+        known = {n.target for n in other.values}
+        for n, value in self.values.items():
+            if n.op in ("call_module", "get_attr") and n.target not in known and self._weights(n):
+                self._fix(n, f"is read by {n.target} in training alone")
+                self.variables.fix(value.variable, f"is written by {n.target} in training alone")
+
+    def _weights(self, n: fx.Node) -> list[nn.Parameter]:
+        """Return the parameters of the module that a node calls, or the one that it reads."""
+        if n.op == "call_module":
+            return [*self.module.get_submodule(str(n.target)).parameters()]
+        found = self._attribute(str(n.target)) if n.op == "get_attr" else None
+        return [] if found is None else [found]
 
     def _fix(self, n: fx.Node, reason: str) -> None:
         for value in self._inputs(n):
@@ -86,8 +109,7 @@ class Recorder(fx.Interpreter):
     def _visit(self, n: fx.Node, shape: tuple[int, ...], macs: int) -> Visit:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         path = str(n.target) if n.op in ("call_module", "get_attr") else ""
-        own = [*module.parameters()] if module else [p for p in [self._attribute(path)] if p is not None]
-        weights = sum(p.numel() for p in own if self.unread.pop(id(p), None))
+        weights = sum(p.numel() for p in self._weights(n) if self.unread.pop(id(p), None))
         if n.op != "get_attr" or (len(shape) > 1 and shape[0] == 1):
             shape = shape[1:]
         name, values = label(self.module, n), self._inputs(n)
@@ -104,9 +126,26 @@ class Recorder(fx.Interpreter):
         if n.op == "get_attr":
             return self._attribute_rule(visit)
         if n.op == "call_module":
-            module = self.module.get_submodule(str(n.target))
-            return MODULE_RULES.get(type(module), opaque) if self._is_plain(visit.path, module) else opaque
-        return FUNCTION_RULES.get(n.target, opaque)
+            return self._module_rule(visit.path, self.module.get_submodule(str(n.target)))
+        return FUNCTION_RULES.get(n.target, same if self._untouched else opaque)
+
+    def _module_rule(self, path: str, module: nn.Module) -> Rule:
+        """Return the rule of a module; one without state that is the identity here only disturbs in training."""
+        kind = acts_as(module)
+        if kind in MODULE_RULES and self._is_plain(path, module):
+            return MODULE_RULES[kind]
+        return same if self._untouched and not [*module.parameters(), *module.buffers()] else opaque
+
+    def _spares_channels(self, n: fx.Node) -> bool:
+        """Whether what a node reads of a tensor is not the number of its channels."""
+        if n.target is operator.getitem or n.target in ("dim", "ndimension"):
+            return True
+        if n.target is getattr and n.args[1] != "shape":
+            return n.args[1] in ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad")
+        axes = n.args[1:] if n.target == "size" and len(n.args) > 1 else [_axis(user) for user in n.users]
+        source = n.all_input_nodes[0]
+        is_size = n.target in (getattr, "size") and source in self.values and source.op != "get_attr"
+        return is_size and all(_spares(axis, len(self.values[source].shape) + 1) for axis in axes)
 
     def _attribute_rule(self, visit: Visit) -> Rule:
         weight = self._attribute(visit.path)
@@ -119,7 +158,7 @@ class Recorder(fx.Interpreter):
     def _is_plain(self, path: str, module: nn.Module) -> bool:
         """Whether nothing but a module's own forward, weight and bias decides what it does."""
         hooks = (module._forward_hooks, module._forward_pre_hooks)
-        own = dict(module.named_parameters(recurse=False))
+        own = dict(module.named_parameters())
         shared = any(self._owners[id(p)] > 1 for p in own.values())
         return not (any(hooks) or shared or path in self._read or own.keys() - {"weight", "bias"})
 
@@ -129,10 +168,19 @@ def label(root: nn.Module, n: fx.Node) -> str:
     return str(n.target) if n.op == "call_module" else getattr(n.target, "__name__", str(n.target))
 
 
-def _asks_for_batch(n: fx.Node) -> bool:
-    """Whether the node reads only the batch size, or a shape of which only that is read."""
-    if n.target == "size" and n.args[1:] == (0,):
-        return True
-    is_shape = n.target == "size" or (n.target is getattr and n.args[1] == "shape")
-    readers = [user.target is operator.getitem and user.args[1] == 0 for user in n.users]
-    return (is_shape and all(readers)) or n.target is operator.getitem
+def _version(value: Any) -> int:
+    """Return how often a tensor was written to."""
+    return value._version if isinstance(value, torch.Tensor) else 0
+
+
+def _axis(n: fx.Node) -> Any:
+    """Return which of some sizes a node reads, or None if it reads them all."""
+    return n.args[1] if n.target is operator.getitem else None
+
+
+def _spares(axis: Any, rank: int) -> bool:
+    """Whether an index, or a slice, of the sizes of a tensor leaves out that of the channels."""
+    if isinstance(axis, slice):
+        known = all(bound is None or isinstance(bound, int) for bound in (axis.start, axis.stop, axis.step))
+        return known and CHANNELS not in range(rank)[axis]
+    return isinstance(axis, int) and axis % rank != CHANNELS

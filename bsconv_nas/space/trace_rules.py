@@ -24,9 +24,11 @@ __all__ = [
     "FUNCTION_RULES",
     "MODULE_RULES",
     "NORMS",
+    "PER_CHANNEL_MODULES",
     "bare_parameter",
     "fixed_parameter",
     "opaque",
+    "same",
 ]
 
 # Each output channel depends on the same input channel alone, whatever the number of channels.
@@ -47,6 +49,9 @@ PER_CHANNEL_MODULES = (
     nn.Sigmoid,
     nn.Tanh,
     nn.Softplus,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.AlphaDropout,
     nn.Dropout,
     nn.Dropout2d,
     nn.MaxPool2d,
@@ -56,6 +61,10 @@ PER_CHANNEL_MODULES = (
     nn.ZeroPad2d,
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
+    nn.ConstantPad2d,
+    nn.CircularPad2d,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
     nn.Upsample,
 )
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.InstanceNorm2d)
@@ -77,15 +86,34 @@ PER_CHANNEL_FUNCTIONS: frozenset[Any] = frozenset(
         F.avg_pool2d,
         F.adaptive_avg_pool2d,
         F.adaptive_max_pool2d,
+        F.hardtanh,
         F.interpolate,
+        F.logsigmoid,
+        F.mish,
+        F.selu,
+        F.softplus,
+        operator.neg,
+        torch.abs,
+        torch.clamp,
+        torch.exp,
         torch.relu,
         torch.sigmoid,
+        torch.sqrt,
+        torch.square,
         torch.tanh,
-        "relu",
-        "sigmoid",
-        "tanh",
-        "contiguous",
+        "abs",
+        "clamp",
         "clone",
+        "contiguous",
+        "detach",
+        "exp",
+        "float",
+        "relu",
+        "relu_",
+        "sigmoid",
+        "sqrt",
+        "tanh",
+        "to",
     }
 )
 JOINING_FUNCTIONS: frozenset[Any] = frozenset(
@@ -95,14 +123,24 @@ JOINING_FUNCTIONS: frozenset[Any] = frozenset(
         operator.sub,
         operator.mul,
         operator.imul,
+        operator.isub,
+        operator.itruediv,
         operator.truediv,
         torch.add,
-        torch.sub,
+        torch.div,
+        torch.maximum,
+        torch.minimum,
         torch.mul,
+        torch.sub,
         "add",
         "add_",
+        "div",
+        "div_",
+        "expand_as",
         "mul",
         "mul_",
+        "sub",
+        "sub_",
     }
 )
 # They keep the channels, and reduce or drop the axes in their second argument.
@@ -135,7 +173,8 @@ def opaque(visit: Visit) -> tuple[int, int]:
         visit.variables.fix(value.variable, f"enters {visit.label}")
     visit.fields |= {"params": visit.weights, "macs": visit.macs}
     if isinstance(visit.module, nn.Conv2d):
-        visit.reason = "has hooks, or weights that others use too"
+        is_own = type(visit.module).forward is nn.Conv2d.forward
+        visit.reason = "has hooks, or weights that others use too" if is_own else "its class has a forward of its own"
     return visit.fresh(f"leaves {visit.label}")
 
 
@@ -153,7 +192,10 @@ def bare_parameter(visit: Visit) -> tuple[int, int]:
     return visit.variables.new(visit.shape[0]), 1
 
 
-def _same(visit: Visit) -> tuple[int, int]:
+def same(visit: Visit) -> tuple[int, int]:
+    """Keep the channels that enter; several tensors meet channel by channel."""
+    if len(visit.values) > 1:
+        return join(visit)
     return visit.same() if visit.values else visit.fresh("no tensor enters")
 
 
@@ -194,6 +236,8 @@ def _linear(visit: Visit) -> tuple[int, int]:
 def _norm(visit: Visit) -> tuple[int, int]:
     module = cast(nn.BatchNorm2d, visit.module)
     reads = visit.values[0]
+    if visit.shape != reads.shape:
+        return opaque(visit)
     visit.fields["params_per_channel"] = sum(p is not None for p in (module.weight, module.bias)) * reads.features
     return visit.layer(reads.variable, lambda: reads.variable), reads.features
 
@@ -220,6 +264,19 @@ def _flatten_call(visit: Visit) -> tuple[int, int]:
     inferred = visit.arguments[-1] == -1 and len(visit.arguments) == 3
     is_flatten = str(visit.target) == "flatten" or visit.target is torch.flatten or inferred
     return _flatten(visit) if is_flatten else opaque(visit)
+
+
+def _pad(visit: Visit) -> tuple[int, int]:
+    """Padding behind the channels keeps them."""
+    sides = visit.keywords.get("pad", visit.arguments[1] if len(visit.arguments) > 1 else ())
+    return visit.same() if len(sides) <= 2 * (len(visit.shape) - 1) else opaque(visit)
+
+
+def _index(visit: Visit) -> tuple[int, int]:
+    """Slices behind the channels keep them."""
+    index = visit.arguments[1] if isinstance(visit.arguments[1], tuple) else ()
+    whole = index[:2] == (slice(None), slice(None)) and all(isinstance(axis, slice) for axis in index)
+    return visit.same() if whole and len(visit.values) == 1 else opaque(visit)
 
 
 def _reduce(visit: Visit) -> tuple[int, int]:
@@ -252,11 +309,13 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.PReLU: _prelu,
     nn.Flatten: _flatten,
     **dict.fromkeys(NORMS, _norm),
-    **dict.fromkeys(PER_CHANNEL_MODULES, _same),
+    **dict.fromkeys(PER_CHANNEL_MODULES, same),
 }
 FUNCTION_RULES: dict[Any, Rule] = {
-    **dict.fromkeys(PER_CHANNEL_FUNCTIONS, _same),
+    **dict.fromkeys(PER_CHANNEL_FUNCTIONS, same),
     **dict.fromkeys(JOINING_FUNCTIONS, join),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten_call),
     **dict.fromkeys(REDUCTIONS, _reduce),
+    F.pad: _pad,
+    operator.getitem: _index,
 }
