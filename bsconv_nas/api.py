@@ -68,6 +68,7 @@ class SearchSpace:
         factory_or_module: Callable[..., nn.Module] | nn.Module,
         input_size: Size = (3, 32, 32),
         num_classes: int | None = None,
+        leaves: Sequence[str] = (),
         **choices: Any,
     ) -> SearchSpace:
         """Return a space over a network that is at hand.
@@ -77,6 +78,7 @@ class SearchSpace:
                 can be imported by name can be searched on other processes; a module can be sampled, costed and built.
             input_size: (C, H, W) of the images [pixels].
             num_classes: passed to a factory that takes it.
+            leaves: patterns of paths of modules that are kept whole, as tracing cannot look into them.
             **choices: fields of `bsconv_nas.space.files.Choices`: operators, widths, divisor, depths, scope, ...
 
         Raises:
@@ -87,7 +89,9 @@ class SearchSpace:
         10
         """
         parsed = validate(Choices, choices, "from_module", SpaceError)
-        space = cls._traced(_reference(factory_or_module, input_size, num_classes), parsed, input_size)
+        base = _reference(factory_or_module, input_size, num_classes)
+        base = replace(base, leaves=tuple(leaves)) if isinstance(base, Base) else base
+        space = cls._traced(base, parsed, input_size, leaves)
         if num_classes not in (None, space.num_classes):
             raise SpaceError(
                 f"The base must end in {num_classes} classes, but ends in {space.num_classes}: "
@@ -96,14 +100,16 @@ class SearchSpace:
         return space
 
     @classmethod
-    def _traced(cls, base: Base | nn.Module, choices: Choices, input_size: Size | None = None) -> SearchSpace:
+    def _traced(
+        cls, base: Base | nn.Module, choices: Choices, input_size: Size | None = None, leaves: Sequence[str] = ()
+    ) -> SearchSpace:
         import torch
 
         from bsconv_nas.network.build import instantiate
         from bsconv_nas.space.trace import trace
 
         if not isinstance(base, Base):
-            return cls(base, make_table(trace(base, input_size or (3, 32, 32)), choices))
+            return cls(base, make_table(trace(base, input_size or (3, 32, 32), leaves), choices))
         try:
             with torch.device("meta"):
                 module = instantiate(base)

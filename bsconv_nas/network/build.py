@@ -165,7 +165,7 @@ def _layers(root: nn.Module, table: Table, row: tuple[int, ...], index: int) -> 
                 yield path, _norm(root.get_submodule(path), primitive.channels)
     else:
         yield node.parts[0], layer(primitives)
-        yield from ((path, nn.Identity()) for path in node.parts[1:])
+        yield from ((path, nn.Identity()) for path in node.parts[1:] if path)
 
 
 def _reads(table: Table, row: tuple[int, ...], node: Node) -> int:

@@ -164,7 +164,7 @@ class _Heir:
         Activations are left out, and so is what zero padding makes of a shift before a kernel.
         """
         kernel, shift = torch.empty(0), torch.zeros(())
-        for layer in map(self.base.get_submodule, node.parts):
+        for layer in map(self.base.get_submodule, filter(None, node.parts)):
             if isinstance(layer, nn.Conv2d):
                 bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
                 shift = _passed(layer, shift) + bias.to(layer.weight)

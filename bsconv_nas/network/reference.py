@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # it compiles a loss with torch.jit.script when imported
+    warnings.simplefilter("ignore")  # it compiles a loss with torch.jit.script when imported
     from fvcore.nn.flop_count import FlopCountAnalysis
 
 __all__ = ["fvcore_macs"]

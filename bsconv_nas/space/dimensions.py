@@ -47,8 +47,16 @@ def make_table(graph: Graph, choices: Choices) -> Table:
     kinds = (made.depths, made.widths, made.expansions, made.kernels, made.operators, made.forms)
     dimensions = tuple(chain.from_iterable(make() for make in kinds))  # also those of one option: more change no key
     if not any(len(d.options) > 1 for d in dimensions):
-        raise SpaceError("A search space must leave something to choose, but every dimension has one option: add some.")
+        raise SpaceError(f"A search space must leave something to choose, but {_why_nothing(graph, dimensions)}.")
     return Table(graph, dimensions, (*graph.fixed, *made.fixed))
+
+
+def _why_nothing(graph: Graph, dimensions: Sequence[Dimension]) -> str:
+    if dimensions:
+        return "every dimension has one option: add some"
+    reasons = Counter(entry.reason for entry in graph.fixed).most_common(3)
+    shown = ", ".join(f"{reason!r} ({count})" for reason, count in reasons)
+    return f"all of this base is fixed, mostly as it {shown}: take another base, or give the network other layers"
 
 
 def _stages(graph: Graph) -> list[str]:
@@ -83,13 +91,13 @@ def _matches(paths: Iterable[str], patterns: Iterable[str]) -> bool:
 
 def _goes_by(node: Node) -> list[str]:
     """Return the paths by which a place goes: its layers, and the inverted residual that it is a half of."""
-    return [*dict.fromkeys((node.path, *node.parts, *filter(None, [node.form])))]
+    return [*dict.fromkeys(filter(None, (node.path, *node.parts, node.form)))]
 
 
 def _written_by(graph: Graph, group: int) -> list[str]:
     """Return the paths by which a width group goes: its name, and the layers that write it."""
     writers = (n for n in graph.nodes if n.group == group and n.is_layer)
-    return [graph.groups[group].name, *chain.from_iterable(n.parts or (n.path,) for n in writers)]
+    return [graph.groups[group].name, *filter(None, chain.from_iterable(n.parts or (n.path,) for n in writers))]
 
 
 def _stage_paths(graph: Graph, stage: str) -> list[str]:
@@ -228,7 +236,7 @@ class _Maker:
                     self.fixed.append(Fixed(f"conv.{node.path}", "depthwise convolution outside a separable pair"))
 
     def _why_fixed(self, node: Node, place: Place) -> str:
-        if any(self._calls[path] > 1 for path in (node.path, *node.parts)):
+        if any(self._calls[path] > 1 for path in _goes_by(node)):
             return "called more than once"
         if _matches(_goes_by(node), self.choices.exempt):
             return "exempt"

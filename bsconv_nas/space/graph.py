@@ -20,9 +20,9 @@ class Node:
 
     `inputs` are node indices. `group` is the width group of the output's channel axis, `features` how many values of
     the first axis one channel stands for (H W behind a flatten). A convolution has a `place`, from whose plan its costs
-    follow; `parts` are the paths of its layers, several for a run. The costs of a linear layer follow from its two
-    groups and `bias`, which others have not. Others have parameters that are linear in the output's channels,
-    `params_per_channel`, or constant, `params`, and constant `macs`.
+    follow; `parts` are the paths of its layers, several for a run, "" for one that is inside the layer before. The
+    costs of a linear layer follow from its two groups and `bias`, which others have not. Others have parameters that
+    are linear in the output's channels, `params_per_channel`, or constant, `params`, and constant `macs`.
 
     `element` is the path of the element of a sequential that the node is in, `form` that of the inverted residual that
     it is a half of, `alias` the node whose memory it writes.

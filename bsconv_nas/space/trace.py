@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -102,10 +102,23 @@ def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int,
     unread = _count_unread(module, recorder, traced, blocks)
     resolutions = _resolutions(module, recorder)
     groups = tuple(_group(traced, blocks, variables, root, i, resolutions) for i, root in enumerate(roots))
-    nodes = fused(traced, {kind.__name__: name for kind, name in ACTIVATIONS.items() if isinstance(kind, type)})
+    activations = {kind.__name__: name for kind, name in ACTIVATIONS.items() if isinstance(kind, type)}
+    nodes = fused(traced, activations, _norms(module, values))
     widths = [Fixed(f"width.{group.name}", group.reason) for group in groups if group.reason]
     fixed = (*recorder.fixed, *_uncalled(module, traced), *unread, *widths)
     return Graph(tuple(nodes), groups, tuple(blocks), fixed, input_size, classes)
+
+
+def _norms(root: nn.Module, values: Iterable[fx.Node]) -> dict[str, str]:
+    """Return the activation inside each batch norm by its path, "" for none; norms with anything else are left out."""
+    found = {}
+    for n in values:
+        module = root.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if module is not None and acts_as(module) is nn.BatchNorm2d:
+            inside = [type(child) for child in module.children() if not isinstance(child, nn.Identity)]
+            if not inside or (len(inside) == 1 and inside[0] in ACTIVATIONS):
+                found[str(n.target)] = ACTIVATIONS[inside[0]] if inside else ""
+    return found
 
 
 def _node(module: nn.Module, recorder: Recorder, n: fx.Node, roots: list[int], blocks: list[Block]) -> Node:

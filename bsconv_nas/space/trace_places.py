@@ -16,8 +16,6 @@ from bsconv_nas.space.places import Place, Role
 
 __all__ = ["fused"]
 
-NORM = "BatchNorm2d"
-
 
 @dataclass(frozen=True, slots=True)
 class _Run:
@@ -30,25 +28,27 @@ class _Run:
     form: str = ""
 
 
-def fused(nodes: Sequence[Node], activations: Mapping[str, str]) -> list[Node]:
-    """Return the nodes with every run as one node.
+def fused(traced: Sequence[Node], activations: Mapping[str, str], norms: Mapping[str, str]) -> list[Node]:
+    """Return the nodes with every run as one node, and without identities.
 
     Args:
-        nodes: what was traced, in order.
+        traced: what was traced, in order.
         activations: the names of `SECOND_MOMENTS` by the class names of the modules that compute them.
+        norms: the activation that a batch norm applies itself, by the norm's path; "" where it applies none.
     """
-    finder = _Finder(nodes, activations)
+    nodes = _without_identities(traced)
+    finder = _Finder(nodes, activations, norms)
     runs = [run for index in finder.depthwise() for run in finder.around(index)]
     taken = Counter(member for run in runs for member in run.members)
     kept = [run for run in runs if all(taken[member] == 1 for member in run.members)]
-    return _merged(nodes, kept)
+    return _merged(nodes, kept, norms)
 
 
 class _Finder:
     """Looks for runs around the depthwise convolutions of a graph."""
 
-    def __init__(self, nodes: Sequence[Node], activations: Mapping[str, str]) -> None:
-        self.nodes, self.activations = nodes, activations
+    def __init__(self, nodes: Sequence[Node], activations: Mapping[str, str], norms: Mapping[str, str]) -> None:
+        self.nodes, self.activations, self.norms = nodes, activations, norms
         self._readers: dict[int, list[int]] = {}
         for index, node in enumerate(nodes):
             for source in node.inputs:
@@ -83,17 +83,25 @@ class _Finder:
 
     def _inner(self, between: Sequence[int]) -> tuple[str, str]:
         """Return what stands between two convolutions as the options call it, or "" for what none of them means."""
-        ops = [self.nodes[i].op for i in between]
-        norms = [self._is_norm(i) for i in between]
-        if not ops or norms == [True]:
-            return ("bn" if ops else "none"), ""
-        if norms == [True, False] and ops[1] in self.activations:
-            return "bn_act", self.activations[ops[1]]
+        match [layer for i in between for layer in self._layers(i)]:
+            case []:
+                return "none", ""
+            case ["norm"]:
+                return "bn", ""
+            case ["norm", activation] if activation != "norm":
+                return "bn_act", activation
         return "", ""
+
+    def _layers(self, index: int) -> list[str]:
+        """Return what a node between two convolutions does: "norm", an activation's name, or both; "" for all else."""
+        node = self.nodes[index]
+        if self._is_norm(index):
+            return ["norm", *filter(None, [self.norms[node.path]])]
+        return [self.activations.get(node.op, "")]
 
     def _is_norm(self, index: int) -> bool:
         node = self.nodes[index]
-        return node.op == NORM and node.params_per_channel == 2
+        return node.path in self.norms and node.params_per_channel == 2
 
     def _behind(self, index: int) -> list[int]:
         """Return the layers behind a convolution up to the next pointwise one, or none if there is no straight way."""
@@ -155,10 +163,13 @@ class _Finder:
 
     def _is_linear(self, index: int) -> bool:
         """Whether no activation follows a convolution, or its norm."""
-        behind = [self.nodes[i] for i in self._readers.get(index, [])]
-        if len(behind) == 1 and behind[0].op == NORM:
-            behind = [self.nodes[i] for i in self._readers.get(self._readers[index][0], [])]
-        return not any(node.op in self.activations or node.op in self.activations.values() for node in behind)
+        behind = self._readers.get(index, [])
+        if len(behind) == 1 and self._is_norm(behind[0]):
+            if self.norms[self.nodes[behind[0]].path]:
+                return False
+            behind = self._readers.get(behind[0], [])
+        names = {*self.activations, *self.activations.values()}
+        return not any(self.nodes[i].op in names for i in behind)
 
     def _collects(self, start: int, end: int) -> bool:
         """Whether all that `start` leads to comes together again at `end`."""
@@ -192,24 +203,40 @@ class _Finder:
         return ".".join(around.parts) or self.nodes[members[0]].path
 
 
-def _merged(nodes: Sequence[Node], runs: Sequence[_Run]) -> list[Node]:
+def _without_identities(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes without the modules that hand over what they get."""
+    idle = {i for i, node in enumerate(nodes) if node.op == "Identity" and len(node.inputs) == 1}
+    at: dict[int, int] = {}
+    out: list[Node] = []
+    for index, node in enumerate(nodes):
+        out += [] if index in idle else [node]
+        at[index] = at[node.inputs[0]] if index in idle else len(out) - 1
+    return _moved(out, at)
+
+
+def _moved(nodes: Sequence[Node], at: Mapping[int, int]) -> list[Node]:
+    """Return the nodes with the new index of everything that they refer to by its old one."""
+    return [
+        dataclasses.replace(
+            node, inputs=tuple(at[i] for i in node.inputs), alias=None if node.alias is None else at[node.alias]
+        )
+        for node in nodes
+    ]
+
+
+def _merged(nodes: Sequence[Node], runs: Sequence[_Run], norms: Mapping[str, str]) -> list[Node]:
     starts = {run.members[0]: run for run in runs}
     inside = {member for run in runs for member in run.members[1:]}
     at: dict[int, int] = {}  # new index by old one
     out: list[Node] = []
     for index, node in enumerate(nodes):
         if index not in inside:
-            out.append(_whole(nodes, starts[index]) if index in starts else node)
+            out.append(_whole(nodes, starts[index], norms) if index in starts else node)
         at[index] = len(out) - 1
-    return [
-        dataclasses.replace(
-            node, inputs=tuple(at[i] for i in node.inputs), alias=None if node.alias is None else at[node.alias]
-        )
-        for node in out
-    ]
+    return _moved(out, at)
 
 
-def _whole(nodes: Sequence[Node], run: _Run) -> Node:
+def _whole(nodes: Sequence[Node], run: _Run, norms: Mapping[str, str]) -> Node:
     """Return the node of a run: what its first layer reads and its last one writes."""
     members = [nodes[i] for i in run.members]
     specs = [node.place.spec for node in members if node.place is not None]
@@ -227,7 +254,7 @@ def _whole(nodes: Sequence[Node], run: _Run) -> Node:
         path=members[0].path,
         inputs=members[0].inputs,
         place=Place(run.role, spec, run.inner, tuple(s.bias for s in specs)),
-        parts=tuple(node.path for node in members),
+        parts=tuple(path for node in members for path in (node.path, *([""] if norms.get(node.path) else []))),
         form=run.form,
         macs=sum(node.macs for node in members),
         params=sum(node.params for node in members),

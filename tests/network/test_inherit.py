@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from odd_networks import ODD
 from separable_networks import SEPARABLE, inverted, separable
@@ -201,3 +202,11 @@ def test_every_architecture_of_a_space_inherits_finite_weights(factory: Callable
         child = inherit(base, space.table, architecture, [torch.randn(2, 3, 64, 64)])
         assert all(torch.isfinite(value).all() for value in child.state_dict().values())
         assert torch.isfinite(child.eval()(torch.randn(2, 3, 64, 64))).all()
+
+
+def test_a_norm_that_activates_inherits_as_well() -> None:
+    base = lived_in(timm.create_model("mobilenetv3_small_050", num_classes=5), (3, 32, 32))
+    table = table_of(base, (3, 32, 32))
+    child = heir(base, table, width=2.0)
+    assert sum(p.numel() for p in child.parameters()) > 1.5 * sum(p.numel() for p in base.parameters())
+    assert close(child, base, images(1, 1, (3, 32, 32))[0].double()) < 1e-9

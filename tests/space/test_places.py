@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from interpreter import macs, parameters, peak_memory
 from separable_networks import SEPARABLE, classifier, depthwise, inverted, pointwise, separable
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from bsconv_nas.cost.analytic import CostModel
@@ -239,3 +239,42 @@ def test_own_plans_have_the_base_s_biases_and_others_one_at_the_end() -> None:
         Activation,
         Conv,
     ]
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that activates itself, as timm's do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def activating() -> nn.Module:
+    expansion = [pointwise(8, 24), NormAct(24), depthwise(24), NormAct(24), nn.Identity()]
+    pair = [depthwise(12), NormAct(12), nn.Identity(), pointwise(12, 16), NormAct(16)]
+    return classifier(*expansion, pointwise(24, 12), nn.BatchNorm2d(12), *pair, channels=16)
+
+
+def test_a_norm_may_hold_the_activation_and_identities_do_not_count() -> None:
+    base = activating()
+    table = table_of(base)
+    found = {n.path: (n.place.role, n.place.inner, n.parts) for n in table.graph.nodes if n.place and len(n.parts) > 1}
+    assert found == {
+        "1": ("expansion", "bn_act", ("1", "2", "", "3")),
+        "8": ("pair", "bn_act", ("8", "9", "", "11")),
+    }
+    for name, place in (("conv.8", "bsconv_u"), (next(n for n in table.names if n.startswith("block.")), "fused")):
+        architecture = table.from_values({**option(table), name: place})
+        module = build(base, table, architecture)
+        cost = CostModel(table).cost(architecture)
+        assert (macs(module, SIZE), parameters(module)) == (cost.macs, cost.params)
+        assert peak_memory(copy.deepcopy(module), SIZE) == cost.memory
+
+
+def test_why_nothing_varies_is_said() -> None:
+    base = nn.Sequential(nn.Conv2d(3, 8, 1, groups=1), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(960, 5))
+    with pytest.raises(SpaceError, match=r"all of this base is fixed, mostly as it .*: take another base"):
+        table_of(base)
