@@ -141,7 +141,7 @@ TABLE = [
     Row(
         SEARCH,
         edit(FILE, "trials = 4", "trials = -4"),
-        f"Key 'search.trials' in '{FILE}': Input should be greater than or equal to 0, but got -4.",
+        f"Key 'search.trials' in '{FILE}': it must be at least 0, but got -4.",
     ),
     Row(
         SEARCH,

@@ -19,6 +19,20 @@ from bsconv_nas.space.places import FORMS
 __all__ = ["Choices", "Override", "SpaceFile", "load_space_file", "read_toml", "validate"]
 
 M = TypeVar("M")
+# What pydantic's types of error mean to the writer of a file; {names} are of the error's context.
+_LAWS = {
+    **dict.fromkeys(("tuple_type", "list_type"), "it must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "dataclass_type", "mapping_type"), "it must be a table"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    **dict.fromkeys(("too_short", "string_too_short"), "it must not be empty"),
+    "string_type": "it must be text",
+    "literal_error": "it must be one of {expected}",
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be greater than {gt}",
+    "missing": "it needs one more value",
+}
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 Scope = Literal["network", "stage", "block", "layer"]
 Depths = Literal["all", "fixed"] | tuple[int, ...]
@@ -167,7 +181,8 @@ def _sentence(model: type, details: ErrorDetails, where: str) -> str:
     if details["type"] == "missing" and isinstance(last, str):
         return f"{where!r} needs the key {key!r}: add it."
     law = details["msg"].removeprefix("Value error, ").rstrip(".")
-    law = law.replace("Input should be a valid tuple", "it must be a list")
+    if details["type"] in _LAWS:
+        law = _LAWS[details["type"]].format(**details.get("ctx", {}))
     whole = "but got" in law or "did you mean" in law or "valid are" in law  # the law's own sentence names the value
     return f"Key {key!r} in {where!r}: {law}" + ("." if whole else f", but got {details['input']!r}.")
 

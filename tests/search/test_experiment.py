@@ -77,13 +77,13 @@ BAD = [
     ("retrain.recipe.epochs=0", "In [retrain.recipe] of '{place}': recipe.epochs must be a whole number of at least"),
     ("recipe=3", "Key 'recipe' in '{place}' must be a table, but got 3."),
     ("data=3", "Key 'data' in '{place}' must be a table, but got 3."),
-    ("search.trials=-1", "Key 'search.trials' in '{place}': Input should be greater than or equal to 0, but got -1."),
-    ("search.trials=many", "Key 'search.trials' in '{place}': Input should be a valid integer"),
-    ("search.objectives=[]", "Key 'search.objectives' in '{place}': Tuple should have at least 1 item"),
+    ("search.trials=-1", "Key 'search.trials' in '{place}': it must be at least 0, but got -1."),
+    ("search.trials=many", "Key 'search.trials' in '{place}': it must be a whole number"),
+    ("search.objectives=[]", "Key 'search.objectives' in '{place}': it must not be empty"),
     ("search.sampler={eta=3}", "'{place}' needs the key 'search.sampler.name': add it."),
-    ("search.sampler=", "Key 'search.sampler.name' in '{place}': String should have at least 1 character"),
+    ("search.sampler=", "Key 'search.sampler.name' in '{place}': it must not be empty"),
     ("name=a/b", "Key 'name' in '{place}': String should match pattern"),
-    ("resources.workers=0", "Key 'resources.workers' in '{place}': Input should be greater than or equal to 1"),
+    ("resources.workers=0", "Key 'resources.workers' in '{place}': it must be at least 1"),
     ("budget.mac=1", "In [budget] of '{place}': Unknown budget 'mac': valid are"),
     ("budget.macs=much", "In [budget] of '{place}': Budget 'macs' must be a number of at least 0"),
     ("search.seed", "An override must read key=value, such as search.seed=1, but got 'search.seed'."),
@@ -120,7 +120,7 @@ def test_of_several_overrides_the_wrong_one_is_named(experiment_file, overrides,
 
 def test_what_is_wrong_in_the_file_is_no_overrides_fault(experiment_file):
     experiment_file.write_text(experiment_file.read_text().replace("trials = 6", "trials = -6"))
-    with pytest.raises(ExperimentError, match=rf"^Key 'search.trials' in '{experiment_file}': Input should be"):
+    with pytest.raises(ExperimentError, match=rf"^Key 'search.trials' in '{experiment_file}': it must be"):
         Experiment.load(experiment_file, ["search.seed=1"])
     assert Experiment.load(experiment_file, ["search.trials=6"]).search.trials == 6
 

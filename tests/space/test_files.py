@@ -63,7 +63,7 @@ WRONG = {
         '[base]\nfactory = "resnet18"',
         r"In .*: base\.factory must be package\.module:function, but got 'resnet18'",
     ),
-    "size": (f"[base]\n{BASE}\ninput_size = [3, 32]", r"Key 'base\.input_size\.2' in .*: Field required"),
+    "size": (f"[base]\n{BASE}\ninput_size = [3, 32]", r"Key 'base\.input_size\.2' in .*: it needs one more value"),
     "no pixels": (
         f"[base]\n{BASE}\ninput_size = [3, 0, 8]",
         r"base\.input_size must be \(channels, height, width\), each",
@@ -72,7 +72,7 @@ WRONG = {
     "a date": (f"[base]\n{BASE}\narguments = {{ day = 2020-01-01 }}", r"base\.arguments must be plain values"),
     "text for a number": (
         f'[base]\n{BASE}\nnum_classes = "ten"',
-        r"Key 'base\.num_classes' .*valid integer.* got 'ten'",
+        r"Key 'base\.num_classes' .*it must be a whole number, but got 'ten'",
     ),
     "unknown operator": (
         f'[base]\n{BASE}\n[choices]\noperators = ["bsconv"]',
@@ -82,14 +82,14 @@ WRONG = {
         f'[base]\n{BASE}\n[choices]\noperators = ["bsconv_s:p=2"]',
         r"Parameter 'p' of 'bsconv_s:p=2' must be a fraction in \(0, 1\]",
     ),
-    "no operators": (f"[base]\n{BASE}\n[choices]\noperators = []", r"Key 'choices\.operators' .*at least 1 item"),
+    "no operators": (f"[base]\n{BASE}\n[choices]\noperators = []", r"Key 'choices\.operators' .*it must not be empty"),
     "widths of zero": (f"[base]\n{BASE}\n[choices]\nwidths = [0]", r"multipliers must lie in \(0, 16\], but got \[0\]"),
     "negative widths": (f"[base]\n{BASE}\n[choices]\nwidths = [1, -1]", r"must lie in \(0, 16\], but got \[1, -1\]"),
     "widths that are no number": (f"[base]\n{BASE}\n[choices]\nwidths = [nan]", r"must lie in \(0, 16\]"),
-    "no widths": (f"[base]\n{BASE}\n[choices]\nwidths = []", r"Key 'choices\.widths' .*at least 1 item"),
+    "no widths": (f"[base]\n{BASE}\n[choices]\nwidths = []", r"Key 'choices\.widths' .*it must not be empty"),
     "divisor": (
         f"[base]\n{BASE}\n[choices]\ndivisor = 0",
-        r"Key 'choices\.divisor' .*greater than or equal to 1, but got 0",
+        r"Key 'choices\.divisor' .*it must be at least 1, but got 0",
     ),
     "scope": (
         f'[base]\n{BASE}\n[choices]\nscope = "net"',
