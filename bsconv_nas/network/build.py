@@ -41,9 +41,9 @@ def instantiate(base: Base) -> nn.Module:
     arguments = {**_declared(factory, base), **base.arguments}
     try:
         module = factory(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the user's factory raises
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
         raise SpaceError(
             f"Factory {base.factory!r} must accept ({shown}), but: {reason}; see base.arguments."
         ) from None
@@ -58,7 +58,7 @@ def _import(name: str) -> Any:
     path, _, attributes = name.partition(":")
     try:
         found = importlib.import_module(path)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises when it is run
         raise SpaceError(
             f"Module {path!r} of base.factory {name!r} must be importable, but: {error}; install it or set PYTHONPATH."
         ) from None

@@ -38,7 +38,7 @@ def inherit(base: nn.Module, table: Table, architecture: Architecture, images: I
         table: the space.
         architecture: one of its networks.
         images: batches (N, C, H, W) on which the statistics of all norms are taken anew; without any, norms keep what
-            they had, which holds where nothing was lost.
+            they had, which holds where nothing was lost and no norm stood inside what was replaced.
 
     >>> from torchvision.models import resnet18
     >>> import bsconv_nas as nas
@@ -108,8 +108,8 @@ class _Heir:
                 self._fill_channels(path, reads)
             elif isinstance(primitive, Conv):
                 whole = self.base.get_submodule(path).get_parameter("weight").detach()
-                weight = whole if primitive.kernel == (1, 1) else _resized(whole, kernel)
-                if primitive.groups == 1:
+                weight = whole if whole.shape[2:] == (1, 1) else _resized(whole, kernel)
+                if self.base.get_submodule(path).groups == 1:
                     weight, reads = _cut(weight, writes, reads), writes
                 else:
                     weight = weight[reads.channels]

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from bsconv_nas.errors import SpaceError, suggest
-from bsconv_nas.space.files import Choices, Scope
+from bsconv_nas.space.files import Choices, Override, Scope
 from bsconv_nas.space.graph import Fixed, Graph, Node
 from bsconv_nas.space.places import Place
 from bsconv_nas.space.table import Dimension, Kind, Table, Value
@@ -43,6 +43,7 @@ def make_table(graph: Graph, choices: Choices) -> Table:
         SpaceError: a pattern that matches nothing, or choices that leave nothing to vary.
     """
     _check_patterns(graph, choices)
+    _check_multipliers(graph, choices)
     made = _Maker(graph, choices, _stages(graph))
     kinds = (made.depths, made.widths, made.expansions, made.kernels, made.operators, made.forms)
     dimensions = tuple(chain.from_iterable(make() for make in kinds))  # also those of one option: more change no key
@@ -132,6 +133,18 @@ def _check_patterns(graph: Graph, choices: Choices) -> None:
             raise SpaceError(
                 f"Pattern {pattern!r} must match a path of the base {what}, but matches none: "
                 f"{suggest(pattern, near) if near else 'there is none'}."
+            )
+
+
+def _check_multipliers(graph: Graph, choices: Choices) -> None:
+    """Refuse a multiplier that rounds every width of the base to zero."""
+    widest = max((group.channels for group in graph.groups if not group.reason), default=0)
+    tables: list[Choices | Override] = [choices, *choices.overrides]
+    for width in (w for table in tables for w in (*(table.widths or ()), *(table.expansions or ()))):
+        if widest and width * widest / choices.divisor < 0.5:
+            raise SpaceError(
+                f"A multiplier must leave some width of the base above zero, but {width} of its widest, {widest} "
+                f"channels, rounds to zero multiples of {choices.divisor}: take a larger one, or a smaller divisor."
             )
 
 
@@ -304,6 +317,8 @@ class _Maker:
 
     def _operator_dimension(self, name: str, options: Options, members: tuple[int, ...]) -> Dimension:
         own = self._place(members[0]).own
+        if {self._place(member).role for member in members} == {"projection"}:  # nothing there expands
+            options = tuple(option for option in options if option != "fused") or (own,)
         return Dimension(name, "conv", options, members, base=options.index(own) if own in options else 0)
 
     def _kernel_dimension(self, name: str, options: Options, members: tuple[int, ...]) -> Dimension:
@@ -314,7 +329,8 @@ class _Maker:
         """Return one width dimension; a multiplier that gives the channels of an earlier one is left out."""
         distinct: dict[tuple[int, ...], Value] = {}
         for width in options:
-            distinct.setdefault(tuple(self._scaled(self.graph.groups[g].channels, width) for g in members), width)
+            channels = tuple(self._scaled(self.graph.groups[g].channels, width) for g in members)
+            distinct[channels] = width if width == 1 else distinct.get(channels, width)
         kept = tuple(distinct.values())
         return Dimension(name, "width", kept, members, tuple(zip(*distinct, strict=True)), base=_nearest(kept, 1))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from bsconv_nas.decompositions import DECOMPOSITIONS, parse_option
@@ -95,6 +95,12 @@ class Override(_Model):
     _check_kernels = field_validator("kernels")(_kernels)
     _check_widths = field_validator("widths", "expansions")(_widths)
     _check_depths = field_validator("depths", mode="before")(_depths)
+
+    @model_validator(mode="after")
+    def _check_purpose(self) -> Override:
+        if self.model_fields_set <= {"pattern"}:
+            raise ValueError("an override must say something about its pattern: operators, widths, kernels ...")
+        return self
 
 
 class Choices(_Model):

@@ -42,6 +42,8 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     """
     if not isinstance(module, nn.Module):
         raise SpaceError(f"A base must be a torch.nn.Module, but got {type(module).__name__!r}: return the network.")
+    if not (len(input_size) == 3 and all(isinstance(n, int) and n >= 1 for n in input_size)):
+        raise SpaceError(f"input_size must be (channels, height, width), each at least 1, but got {input_size!r}.")
     meta = _without_values(module).eval()
     _check_leaves(meta, leaves)
     dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), None)
@@ -65,7 +67,7 @@ def _run(recorder: Recorder, image: torch.Tensor, name: str) -> Any:
     try:
         with torch.no_grad():
             return recorder.run(image)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise SpaceError(
             f"The forward of {name!r} must accept a batch of shape {tuple(image.shape)}, but: "
             f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size (data.channels and data.resolution in an "

@@ -38,10 +38,12 @@ def fused(traced: Sequence[Node], activations: Mapping[str, str], norms: Mapping
     """
     nodes = _without_identities(traced)
     finder = _Finder(nodes, activations, norms)
-    runs = [run for index in finder.depthwise() for run in finder.around(index)]
-    taken = Counter(member for run in runs for member in run.members)
-    kept = [run for run in runs if all(taken[member] == 1 for member in run.members)]
-    return _merged(nodes, kept, norms)
+    runs: list[_Run] = []
+    for index in finder.depthwise():
+        taken = {member for run in runs for member in run.members}
+        free = (found for found in finder.around(index) if not any(taken & {*run.members} for run in found))
+        runs += next(free, [])
+    return _merged(nodes, runs, norms)
 
 
 class _Finder:
@@ -61,17 +63,27 @@ class _Finder:
             if node.place and node.place.role == "depthwise" and self._calls[node.path] == 1:
                 yield index
 
-    def around(self, index: int) -> list[_Run]:
-        """Return the runs that a depthwise convolution is part of: both halves of an inverted residual, or a pair."""
+    def around(self, index: int) -> Iterator[list[_Run]]:
+        """Yield what a depthwise convolution may be part of, best first: the halves of an inverted residual, a pair."""
         expansion, projection = self._expansion(index), self._projection(index)
         pair = self._run("pair", index, self._behind(index))
-        opens = expansion is not None and self._opens(expansion)
-        if projection is not None and (opens or pair is None):
-            first = expansion if expansion is not None and opens else _Run("depthwise", (index,))
-            form = self._common_path((*first.members, projection))
-            halves = first, _Run("projection", (projection,))
-            return [dataclasses.replace(half, form=form) for half in halves]
-        return [] if pair is None else [pair]
+        if projection is not None and expansion is not None and self._opens(expansion):
+            yield self._halves(expansion, projection)
+        if pair is not None:
+            yield [pair]
+        elif projection is not None and self._branches(index, projection):
+            yield self._halves(_Run("depthwise", (index,)), projection)
+
+    def _halves(self, first: _Run, projection: int) -> list[_Run]:
+        form = self._common_path((*first.members, projection))
+        halves = first, _Run("projection", (projection,))
+        return [dataclasses.replace(half, form=form) for half in halves]
+
+    def _branches(self, start: int, end: int) -> bool:
+        """Whether the way from `start` to `end` forks, as for a squeeze-and-excitation."""
+        while start != end and len(readers := self._readers[start]) == 1:
+            (start,) = readers
+        return start != end
 
     def _run(self, role: Role, start: int, members: Sequence[int]) -> _Run | None:
         """Return the run of some layers if nothing but a norm, or a norm and an activation, stands in between."""

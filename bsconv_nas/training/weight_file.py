@@ -42,7 +42,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return (
             load_file(path) if path.suffix == SUFFIXES[0] else _state_dict(torch.load(path, "cpu", weights_only=True))
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError):
         raise RecordError(
             f"{str(path)!r} must hold a state dict and nothing but tensors, but holds something else or is damaged: "
             "save model.state_dict() there."
@@ -86,6 +86,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     Raises:
         RecordError: it belongs to another network: the first name that is missing or unexpected, or of another shape.
     """
+    if broken := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
+        raise RecordError(f"Weights in {where!r} must be finite, but {broken!r} is not: take another checkpoint.")
     if wrong := _first_difference(model.state_dict(), tensors):
         kind = type(model).__name__
         raise RecordError(

@@ -210,3 +210,11 @@ def test_a_norm_that_activates_inherits_as_well() -> None:
     child = heir(base, table, width=2.0)
     assert sum(p.numel() for p in child.parameters()) > 1.5 * sum(p.numel() for p in base.parameters())
     assert close(child, base, images(1, 1, (3, 32, 32))[0].double()) < 1e-9
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_a_kernel_may_shrink_to_a_pixel_and_a_width_to_a_channel(name: str) -> None:
+    base = lived_in(SEPARABLE[name]())
+    table = table_of(base, kernels=(1, 3), widths=(0.07, 1.0))
+    child = heir(base, table, kernel=1, width=0.07)
+    assert torch.isfinite(child(images(1)[0].double())).all()

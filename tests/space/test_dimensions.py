@@ -198,3 +198,8 @@ def test_a_base_without_stages_has_no_depth_to_override() -> None:
 def test_depths_need_droppable_blocks() -> None:
     with pytest.raises(SpaceError, match=r"depths = \[9\] needs droppable blocks, but this base has none"):
         traced(Concatenated, depths=[9])
+
+
+def test_of_multipliers_with_equal_channels_one_is_shown() -> None:
+    widths = kinds(traced(tiny_resnet, widths=[0.9, 1.0], divisor=4), "width")
+    assert all(1.0 in options for options in widths.values())

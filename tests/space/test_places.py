@@ -278,3 +278,41 @@ def test_why_nothing_varies_is_said() -> None:
     base = nn.Sequential(nn.Conv2d(3, 8, 1, groups=1), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(960, 5))
     with pytest.raises(SpaceError, match=r"all of this base is fixed, mostly as it .*: take another base"):
         table_of(base)
+
+
+def test_where_runs_overlap_every_depthwise_convolution_still_has_its_place() -> None:
+    """The pointwise layer of the first pair widens before the second depthwise one, as in MobileNetV1."""
+    first = [depthwise(8), nn.BatchNorm2d(8), nn.ReLU(), pointwise(8, 16), nn.BatchNorm2d(16), nn.ReLU()]
+    second = [depthwise(16), nn.BatchNorm2d(16), nn.ReLU(), pointwise(16, 32), nn.BatchNorm2d(32)]
+    table = table_of(classifier(nn.Sequential(*first), nn.Sequential(*second), channels=32))
+    assert {path: role for path, role in roles(table).items() if role != "conv"} == {"1.0": "pair", "2.0": "pair"}
+    assert {"conv.1.0", "conv.2.0"} <= set(table.names)
+
+
+def test_a_straight_way_without_a_norm_is_no_inverted_residual() -> None:
+    table = table_of(classifier(depthwise(8), nn.ReLU(), pointwise(8, 8), channels=8))
+    assert not [name for name in table.names if name.startswith("block.")]
+    assert ("conv.1", "depthwise convolution outside a separable pair") in {(f.name, f.reason) for f in table.fixed}
+
+
+def test_without_an_expansion_there_is_nothing_to_fuse() -> None:
+    options = {d.name: d.options for d in table_of(inverted()).dimensions}
+    assert options["block.1.0.body"] == ("mbconv", "mbconv:ortho=1")
+    assert "fused" in options["block.1.1.body"]
+
+
+def test_multipliers_that_round_to_zero_are_refused() -> None:
+    for choices in (
+        {"widths": [0.01, 1.0]},
+        {"expansions": [0.02]},
+        {"overrides": [{"pattern": "2*", "widths": [0.01]}]},
+    ):
+        with pytest.raises(
+            SpaceError, match=r"of its widest, 36 channels, rounds to zero multiples of 2: take a larger"
+        ):
+            table_of(inverted(), **choices)
+
+
+def test_an_override_that_says_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="must say something about its pattern"):
+        Choices.model_validate({"overrides": [{"pattern": "*"}]})
