@@ -50,6 +50,19 @@ def flattening(num_classes=10):
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 28 * 28, num_classes))
 
 
+def keyless(num_classes=10):
+    return {}["weights"]
+
+
+class Typo(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(1, num_classes, 3)
+
+    def forward(self, x):
+        return self.convolution(x).mean((2, 3))
+
+
 class Branching(nn.Module):
     def __init__(self, num_classes=10):
         super().__init__()
@@ -249,6 +262,28 @@ TABLE = [
         "'nowhere'; install it or set PYTHONPATH.",
     ),
     Row(SEARCH, base("mine:number"), "Factory 'mine:number' must return a torch.nn.Module, but returned 'int'."),
+    Row(
+        "space show spaces/resnet8.toml",
+        base("mine:keyless"),
+        "Factory 'mine:keyless' must accept (num_classes=10), but: 'weights'; see base.arguments.",
+    ),
+    Row(
+        "space show spaces/resnet8.toml",
+        base("mine:Typo"),
+        "The forward of 'Typo' must be traceable by torch.fx, but: 'Typo' object has no attribute 'convolution'; "
+        "see ...",
+    ),
+    Row(
+        "space show spaces/resnet8.toml",
+        base("broken:network"),
+        "Module 'broken' of base.factory 'broken:network' must be importable, but: invalid syntax (broken.py, line 1); "
+        "...",
+    ),
+    Row(
+        "analyze spaces/resnet8.toml --weights junk.pt",
+        write("junk.pt", "junk"),
+        "'junk.pt' must hold a state dict and nothing but tensors, but holds something else or is damaged: ...",
+    ),
     Row(
         SEARCH,
         base("mine:five_classes"),
@@ -571,6 +606,7 @@ def bsconv_nas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def place(own_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a user's project of their own, with a module that can be imported."""
     (own_project / "mine.py").write_text(MODULE)
+    (own_project / "broken.py").write_text("def network(:\n")
     monkeypatch.chdir(own_project)
     monkeypatch.syspath_prepend(own_project)
     monkeypatch.delitem(sys.modules, "mine", raising=False)

@@ -95,3 +95,9 @@ def test_a_path_without_weights_is_refused(tmp_path):
         read_weights(tmp_path / "none.pt")
     with pytest.raises(RecordError, match=r"in a \.safetensors, \.pt, \.pth file, but got 'weights\.bin'"):
         read_weights("weights.bin")
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    broken = {**STATE, "1.bias": STATE["1.bias"] * float("nan")}
+    with pytest.raises(RecordError, match=r"Weights in 'x\.pt' must be finite, but '1\.bias' is not"):
+        load_weights(network(), broken, "x.pt")
