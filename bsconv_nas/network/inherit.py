@@ -38,7 +38,7 @@ def inherit(base: nn.Module, table: Table, architecture: Architecture, images: I
         table: the space.
         architecture: one of its networks.
         images: batches (N, C, H, W) on which the statistics of all norms are taken anew; without any, norms keep what
-            they had, which holds where nothing was lost and no norm stood inside what was replaced.
+            they had, which holds where nothing was lost.
 
     >>> from torchvision.models import resnet18
     >>> import bsconv_nas as nas
@@ -74,6 +74,7 @@ class _Heir:
     def __init__(self, base: nn.Module, module: nn.Module, table: Table, row: tuple[int, ...]) -> None:
         self.base, self.module, self.table, self.row = base, module, table, row
         self.new_norms: list[str] = []
+        self._lost: dict[int, Tensor] = {}  # by node: the shift that its layers no longer make
         self._kept = [self._keep(group) for group in range(len(table.graph.groups))]
 
     def fill(self, index: int, node: Node) -> None:
@@ -87,6 +88,13 @@ class _Heir:
             self._fill_linear(node, writes)
         elif isinstance(self.base.get_submodule(node.path), _BY_CHANNEL):
             self._fill_channels(node.path, writes.spread(node.features))
+            self._make_good(node)
+
+    def _make_good(self, norm: Node) -> None:
+        """Let a norm expect values without the shift that the place before it has lost."""
+        mean = getattr(self.module.get_submodule(norm.path), "running_mean", None)
+        if mean is not None and norm.inputs[0] in self._lost:
+            mean -= self._lost[norm.inputs[0]]
 
     def _fill_place(self, index: int, node: Node) -> None:
         assert node.place is not None
@@ -100,6 +108,9 @@ class _Heir:
             kept = _cut(_resized(dense, kernel), writes, reads)
             weights = project(kept, "regular" if option == "fused" else option)
             self._fill_projected(node.parts[0], primitives, weights, shift[writes.channels])
+            last = primitives[-1]
+            if not (isinstance(last, Conv) and last.bias):
+                self._lost[index] = shift[writes.channels]
 
     def _fill_own(self, node: Node, primitives: Plan, reads: _Kept, writes: _Kept, kernel: int | None) -> None:
         """Fill the base's own layers at a place; `reads` is what the next of them sees."""
@@ -185,6 +196,11 @@ class _Heir:
         channels = chosen.sort().values
         return _Kept(channels, 1.0 / counts[channels])
 
+    def _reader(self, node: Node) -> nn.Module | None:
+        """Return the layer of a node that mixes the channels it reads, of a pair the pointwise one, or its first."""
+        layers = [self.base.get_submodule(path) for path in node.parts or (node.path,) if path]
+        return next((layer for layer in layers if getattr(layer, "groups", 0) == 1), layers[0] if layers else None)
+
     def _importance(self, group: int, had: int) -> Tensor:
         """Return what each channel of the base is worth: its norms' squared scales times the energy of its readers.
 
@@ -192,12 +208,11 @@ class _Heir:
         """
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for index, node in enumerate(self.table.graph.nodes):
-            layer = self.base.get_submodule(node.path) if node.path and node.op != "get_attr" else None
+            layer = None if node.op == "get_attr" else self._reader(node)
             if isinstance(layer, NORMS) and node.group == group and layer.affine:
                 found[0].append(layer.weight.detach().reshape(had, -1))
             elif node.is_layer and self.table.input_group(index) == group and isinstance(layer, nn.Conv2d | nn.Linear):
-                by_channel = layer.weight.detach().transpose(0, 1)
-                found[1].append(by_channel.reshape(had, -1))  # depthwise first: one row, which says nothing
+                found[1].append(layer.weight.detach().transpose(0, 1).reshape(had, -1))
         worth = torch.ones(had)
         for values in found:
             energies = [rows.square().sum(1) for rows in values]

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from odd_networks import ODD
-from separable_networks import SEPARABLE, inverted, separable
+from separable_networks import SEPARABLE, classifier, depthwise, inverted, pointwise, separable
 from torch import Tensor, nn
 from torchvision import models
 
@@ -125,6 +125,14 @@ def test_a_bare_pair_as_a_regular_convolution_computes_the_same() -> None:
     for place in ("conv.2", "conv.6"):  # without an activation between; the third one shifts behind its padding
         child = inherit(base, table, table.from_values({**table.describe(table.base), place: "regular"})).eval()
         assert close(child, base) < 1e-9
+
+
+def test_the_shift_of_a_norm_that_goes_is_made_good_by_the_next_one() -> None:
+    pair = [depthwise(8), nn.BatchNorm2d(8), pointwise(8, 12), nn.BatchNorm2d(12), nn.ReLU()]
+    base = lived_in(classifier(*pair, channels=12))
+    table = table_of(base, operators=("dsc", "bsconv_u:r=9", "regular"))
+    for operator in ("bsconv_u:r=9", "regular"):
+        assert close(heir(base, table, conv=operator), base) < 1e-9
 
 
 def test_an_orthonormal_projection_starts_as_the_trained_one() -> None:
