@@ -5,6 +5,7 @@ Random streams derive from (seed, epoch), so a training resumed after epoch k go
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bsconv_nas.errors import DivergedError, TrainingError
 from bsconv_nas.training.augment import Augment
 from bsconv_nas.training.data import Dataset
+from bsconv_nas.training.guard import StridedPointwiseGuard
 from bsconv_nas.training.images import Loader
 from bsconv_nas.training.optimizer import optimizer
 from bsconv_nas.training.recipe import Recipe, learning_rate
@@ -101,6 +103,7 @@ class Trainer:
         self._train, self._selection = (dataset.loader(part, self._device) for part in ("train", "selection"))
         self._format = torch.channels_last if recipe.channels_last in (True, "auto") else torch.contiguous_format
         self._autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=_uses_bf16(recipe, self._device))
+        self._guard = StridedPointwiseGuard() if self._device.type == "cpu" else contextlib.nullcontext()
         self._model = model.to(self._device).to(memory_format=self._format)
         penalties = (getattr(module, "penalty", None) for module in model.modules())
         self._penalties: list[Callable[[], Tensor]] = [penalty for penalty in penalties if callable(penalty)]
@@ -145,7 +148,7 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Take one step and return its loss, without gradient."""
-        with self._autocast:
+        with self._guard, self._autocast:
             logits = self._model(images.to(memory_format=self._format))
         _check_logits(logits, len(labels), self._classes)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
