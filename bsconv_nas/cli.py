@@ -246,7 +246,7 @@ def analyze(
 
 @app.command()
 def doctor() -> None:
-    """Report devices, versions, Ray, Chrome, disk and data roots, and what is wrong with them."""
+    """Report versions, devices, CPU kernels, Ray, Chrome, disk and data roots, and what is wrong with them."""
     from bsconv_nas.doctor import examine
 
     well = True

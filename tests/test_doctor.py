@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+import torch
 
 from bsconv_nas import doctor
 from bsconv_nas.doctor import Finding, examine
@@ -23,6 +25,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the doctor asks fresh interpreters; they answer at once that all is well."""
     codes: list[str] = []
     monkeypatch.setattr(doctor, "_run", lambda code: (codes.append(code) is None, "fine"))
+    monkeypatch.setattr(
+        doctor, "_interpret", lambda code, **_: CompletedProcess(code, 0, "capability:none\nerror 0\n", "")
+    )
     return codes
 
 
@@ -37,6 +42,7 @@ def test_this_installation_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [text.partition("+")[0] for text in pair] == [version("torch"), version("torchvision")]
     assert found(findings, "ray tune").found == version("ray")
     assert "CPU threads" in found(findings, "devices").found
+    assert found(findings, "CPU instructions").found.startswith(f"{torch.backends.cpu.get_cpu_capability()}; convolut")
     assert found(findings, "disk").found.endswith("GiB free here")
     names = [finding.name for finding in findings]
     assert len(set(names)) == len(names)
@@ -107,6 +113,44 @@ def test_python_disk_and_chrome(asked: list[str], monkeypatch: pytest.MonkeyPatc
     findings = list(examine())
     assert [finding.name for finding in findings if not finding.well] == ["python", "disk"]
     assert found(findings, "chrome").found.startswith("none: needed only for pictures")
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        (CompletedProcess("", 0, "onednn_verbose\nerror 1e-7\n", ""), "no fault found"),
+        (CompletedProcess("", 0, "error 0.47\n", ""), "wrong gradients (by 47% of the largest)"),
+        (CompletedProcess("", 0, "error nan\n", ""), "wrong gradients (by nan% of the largest)"),
+        (CompletedProcess("", -6, "", "free(): invalid pointer"), "damage memory (SIGABRT)"),
+        (None, "hang"),
+    ],
+)
+def test_kernels_that_cannot_train_are_named(
+    done: CompletedProcess[str] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has to be mended: no training of ours calls them."""
+    answers = [done, CompletedProcess("", 0, "error 0\n", "")]
+    monkeypatch.setattr(doctor, "_interpret", lambda code, **_: answers.pop(0))
+    assert doctor._strided_pointwise() == Finding(
+        "strided 1x1 convolutions",
+        f"{said} with these instructions, no fault found with AVX2; "
+        "training avoids what oneDNN gets wrong (its issue 6035)",
+    )
+
+
+@pytest.mark.parametrize("code", [1, -9, -40, 0])
+def test_kernels_that_could_not_be_tried_are_not_called_well(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_interpret", lambda *_, **__: CompletedProcess("", code, "", "ImportError: no\n"))
+    finding = doctor._strided_pointwise()
+    assert (finding.found, finding.well) == ("could not be tried: ImportError: no", False)
+
+
+def test_the_instructions_are_those_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    finding = doctor._instructions()
+    assert finding.found.startswith(("DEFAULT; convolutions: ", "NO AVX; convolutions: "))
+    assert "AVX" not in finding.found.partition(";")[2]
 
 
 def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
