@@ -22,7 +22,7 @@ from bsconv_nas.training.weight_file import load_weights, matching, read_weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["OPTIONS", "Subject", "analyze", "find"]
+__all__ = ["OPTIONS", "Subject", "Written", "analyze", "find"]
 
 # What is judged where no search space says what may stand there.
 OPTIONS = ("regular", "dsc", "bsconv_u", "bsconv_u:r=2", "bsconv_u:r=4", "bsconv_s", "bsconv_s:p=1/2")
@@ -41,8 +41,17 @@ class Subject:
     weights: str = ""
 
 
-def analyze(model: str, weights: str | Path | None = None, out: str | Path = ".") -> tuple[Path, Path]:
-    """Write the kernel analysis of a network as an offline page and a CSV file; return the two paths.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The two files of an analysis, and a sentence about the convolutions that it leaves out, if there are any."""
+
+    page: Path
+    table: Path
+    omission: str
+
+
+def analyze(model: str, weights: str | Path | None = None, out: str | Path = ".") -> Written:
+    """Write the kernel analysis of a network as an offline page and a CSV file; return where they are.
 
     Args:
         model: a file of `search_spaces/` (its base), `package.module:factory`, a run folder (its best network) or an
@@ -54,16 +63,17 @@ def analyze(model: str, weights: str | Path | None = None, out: str | Path = "."
         SpaceError: nothing of that name, a base that cannot be made, or a network without kernels to analyse.
         RecordError: weights that cannot be read or are another network's, a run without any, or no such folder.
 
-    >>> analyze("torchvision.models:resnet18", "resnet18.pth", "analysis")
-    (PosixPath('analysis/kernels.html'), PosixPath('analysis/kernels.csv'))
+    >>> analyze("torchvision.models:resnet18", "resnet18.pth", "analysis").table
+    PosixPath('analysis/kernels.csv')
     """
     page, table = _places(Path(out))
     subject = find(model, weights)
-    from bsconv_nas.network.analysis import analyze_kernels
-    from bsconv_nas.report import kernels_page
+    from bsconv_nas.network.analysis import analyze_kernels, left_out
+    from bsconv_nas.report import kernels, kernels_page
 
-    layers = analyze_kernels(subject.network, subject.options)
-    return kernels_page.write(layers, subject.name, subject.weights, page, table)
+    layers, others = analyze_kernels(subject.network, subject.options), left_out(subject.network)
+    page, table = kernels_page.write(layers, subject.name, subject.weights, page, table, others)
+    return Written(page, table, kernels.omission(others))
 
 
 def _places(out: Path) -> tuple[Path, Path]:
@@ -136,12 +146,17 @@ def _instantiate(base: Base) -> nn.Module:
 
 def _sized(base: Base, network: nn.Module, tensors: dict[str, Tensor]) -> Base:
     """Return the base with as many input channels and classes as the weights have, which the analysis does not fix."""
-    from torch import nn
-
-    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    first, last = (tensors.get(f"{name}.weight") for name in (names[0], names[-1]))
-    channels = base.input_size[0] if first is None or first.ndim != 4 else first.shape[1]
-    classes = base.num_classes if last is None else len(last)
+    channels, classes = base.input_size[0], base.num_classes
+    for name, own in network.state_dict().items():
+        given = tensors.get(name)
+        if given is None or given.shape == own.shape or given.ndim != own.ndim:
+            continue
+        if given.ndim == 4 and own.shape[1] == base.input_size[0] != given.shape[1]:
+            channels = given.shape[1]
+        elif own.shape[0] == base.num_classes:
+            classes = given.shape[0]
+        elif own.shape[0] == base.input_size[0]:  # a depthwise stem
+            channels = given.shape[0]
     return dataclasses.replace(base, input_size=(channels, *base.input_size[1:]), num_classes=classes)
 
 
@@ -161,7 +176,13 @@ def _exported(folder: Path) -> Subject:
     assert found is not None  # a file that ends in .py has a loader
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    network: nn.Module = module.model()
+    try:
+        found.loader.exec_module(module)
+        network: nn.Module = module.model()
+    except Exception as error:  # whatever a file that was written to raises
+        raise RecordError(
+            f"{str(folder / SOURCE)!r} must make its network by model(), but: {str(error) or type(error).__name__}; "
+            "export again."
+        ) from None
     load_weights(network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return Subject(folder.resolve().name, network, weights=f"{folder.name}/{WEIGHTS}")

@@ -60,7 +60,7 @@ class ConvSpec:
     """The ungrouped 2-D convolution that a decomposition stands in for.
 
     `padding` is a pair in pixels or torch's `"same"` / `"valid"`; `activation` names what the host network applies
-    behind its convolutions and is used by `inner=bn_act`.
+    behind its convolutions and is used by `inner=bn_act` and `inner=act`.
     """
 
     c_in: int
@@ -217,11 +217,13 @@ def spatial(name: str, spec: ConvSpec, c_in: int, c_out: int, groups: int) -> Co
 
 def _inner(option: Option, spec: ConvSpec, channels: int, suffix: str = "") -> Plan:
     """Return what `inner` puts between two convolutions."""
-    if option["inner"] == "bn_act" and spec.activation not in SECOND_MOMENTS:
+    inner = str(option["inner"])
+    activates = inner.endswith("act")
+    if activates and spec.activation not in SECOND_MOMENTS:
         known = suggest(spec.activation, SECOND_MOMENTS)
-        raise DecompositionError(f"Unknown activation {spec.activation!r} for '{option}' (inner=bn_act): {known}.")
-    norm: Plan = () if option["inner"] == "none" else (Norm(f"norm{suffix}", channels),)
-    return (*norm, Activation(f"activation{suffix}", spec.activation)) if option["inner"] == "bn_act" else norm
+        raise DecompositionError(f"Unknown activation {spec.activation!r} for '{option}' (inner={inner}): {known}.")
+    norm: Plan = (Norm(f"norm{suffix}", channels),) if inner.startswith("bn") else ()
+    return (*norm, Activation(f"activation{suffix}", spec.activation)) if activates else norm
 
 
 def regular(spec: ConvSpec, option: Option) -> Plan:
@@ -262,7 +264,7 @@ def bsconv_s(spec: ConvSpec, option: Option) -> Plan:
 
 DECOMPOSITIONS: dict[str, Decomposition] = {
     "regular": Decomposition(regular),
-    "dsc": Decomposition(dsc, {"inner": "bn_act"}, ("none", "bn", "bn_act")),
+    "dsc": Decomposition(dsc, {"inner": "bn_act"}, ("none", "bn", "act", "bn_act")),
     "bsconv_u": Decomposition(
         bsconv_u,
         {"inner": "none", "r": 1},

@@ -4,6 +4,7 @@ BsconvNasError
 ├── DecompositionError   an option or a convolution that no decomposition can express
 ├── SpaceError           a search-space file, a pattern or a module that cannot become a table
 ├── BudgetError          a malformed budget, or one that no network of the space meets
+├── LatencyError         a table of latencies that is damaged or of something else, or a device that cannot be timed
 ├── DataError            an absent data root, an unreadable set, images of another shape
 ├── ExperimentError      an experiment file or an override
 ├── RecordError          a run folder that is corrupt, busy or of another schema
@@ -28,10 +29,13 @@ __all__ = [
     "DivergedError",
     "ExperimentError",
     "ExportError",
+    "LatencyError",
     "RecordError",
     "SearchError",
     "SpaceError",
     "TrainingError",
+    "described",
+    "first_line",
     "suggest",
 ]
 
@@ -50,6 +54,10 @@ class SpaceError(BsconvNasError):
 
 class BudgetError(BsconvNasError):
     """A malformed budget, or one that no network of the space meets."""
+
+
+class LatencyError(BsconvNasError):
+    """A table of latencies that is damaged or of something else, or a device that cannot be timed."""
 
 
 class DataError(BsconvNasError):
@@ -90,6 +98,29 @@ class SearchError(BsconvNasError):
 
 class ExportError(BsconvNasError):
     """A network that cannot be exported, or whose export disagrees."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return what an error says in its first line without a full stop, or its class where that says too little.
+
+    >>> first_line(ValueError("no such layer.\nmore")), first_line(MemoryError()), first_line(KeyError("a"))
+    ('no such layer', 'MemoryError', "KeyError 'a'")
+    """
+    line = _line(error)
+    return f"{type(error).__name__} {line}".strip() if not line or isinstance(error, KeyError) else line
+
+
+def described(error: BaseException) -> str:
+    r"""Return an error's class and what it says in its first line without a full stop, for a record.
+
+    >>> described(ValueError("no such layer.\nmore")), described(MemoryError()), described(KeyError("a"))
+    ('ValueError: no such layer', 'MemoryError', "KeyError: 'a'")
+    """
+    return ": ".join(filter(None, (type(error).__name__, _line(error))))
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "").rstrip(".")
 
 
 def suggest(value: str, valid: Iterable[str]) -> str:

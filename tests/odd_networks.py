@@ -5,26 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from odd_layers import Derived, DerivedNorms, FunctionalConv, Reparametrised, Unruled
+from odd_modes import Answering, Auxiliary, Leafy, Rescaled, Stochastic, Unused
+from odd_net import CLASSES, Net, PreActivation, conv
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
-
-CLASSES = 5
-
-
-def conv(c_in: int, c_out: int, kernel: int = 3, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, **options)  # type: ignore[arg-type]
-
-
-class Net(nn.Module):
-    """A stem to 8 channels, whatever `body` does, and a classifier over pooled channels."""
-
-    def __init__(self, out: int = 8) -> None:
-        super().__init__()
-        self.stem = conv(3, 8)
-        self.head = nn.Linear(out, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.adaptive_avg_pool2d(self.body(self.stem(x)), 1).flatten(1))
 
 
 class Functional(nn.Module):
@@ -42,17 +26,6 @@ class Functional(nn.Module):
         x = F.silu(self.a(x))
         x = F.max_pool2d(self.slope(self.b(x)), 2)
         return self.out(self.late(self.norm(self.hidden(x.view(x.size(0), -1)))))
-
-
-class PreActivation(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, channels)
-        self.bn2, self.conv2 = nn.BatchNorm2d(channels), conv(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(torch.relu(self.bn1(x)))
-        return x + self.conv2(self.bn2(out).relu())
 
 
 class PreActivated(Net):
@@ -217,69 +190,6 @@ class Masked(Net):
         return x * torch.sigmoid(self.mask(x))
 
 
-class Reparametrised(Net):
-    """Tied, normalised and hooked weights, a weight that is read elsewhere: whole, fixed and counted once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.tied = conv(8, 8), conv(8, 8)
-        self.tied.weight = self.first.weight
-        self.normed = nn.utils.parametrizations.weight_norm(conv(8, 8))
-        self.hooked, self.read, self.free = conv(8, 8), conv(8, 8), conv(8, 8)
-        self.hooked.register_forward_hook(_double)
-
-    def body(self, x: Tensor) -> Tensor:
-        x = self.hooked(self.normed(self.tied(self.first(x))))
-        return self.free(self.read(x)) * self.read.weight.mean()
-
-
-def _double(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return 2 * output
-
-
-class FunctionalConv(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.after = conv(8, 8), conv(8, 8)
-        self.weight = nn.Parameter(torch.zeros(8, 8, 3, 3))
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.after(F.conv2d(self.before(x), self.weight, padding=1))
-
-
-class Unused(Net):
-    """An auxiliary head and a parameter that the forward never reads, one of them in a block that can be dropped."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(PreActivation(8), PreActivation(8))
-        self.blocks[1].spare = nn.Linear(3, 3)
-        self.aux, self.never = nn.Sequential(conv(8, 4), nn.Linear(4, 2)), nn.Parameter(torch.zeros(7))
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
-
-
-class Noisy(nn.Module):
-    """Computes something else in training, so it stays whole."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = conv(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x + torch.randn_like(x) if self.training else x)
-
-
-class Leafy(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.noisy, self.after = conv(8, 8), Noisy(), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.after(self.noisy(self.before(x)))
-
-
 class Attention(Net):
     """A product of two tensors has multiply-adds that are no layer's: named, not counted."""
 
@@ -290,18 +200,6 @@ class Attention(Net):
     def body(self, x: Tensor) -> Tensor:
         scores = torch.softmax(torch.bmm(self.q(x).flatten(2), self.k(x).flatten(2).transpose(1, 2)), -1)
         return torch.bmm(scores, self.v(x).flatten(2)).view_as(x)
-
-
-class Unruled(Net):
-    """Norms and layers that no rule knows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.b = conv(8, 8), nn.GroupNorm(2, 8), conv(8, 8)
-        self.up, self.c = nn.ConvTranspose2d(8, 8, 2, 2), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.c(self.up(self.b(F.relu(self.norm(self.a(x))))))
 
 
 class InPlace(Net):
@@ -334,121 +232,6 @@ class Resized(nn.Module):
         return self.head(self.flat(F.adaptive_avg_pool2d(self.b(F.avg_pool2d(x, 2)), 2)))
 
 
-class Dropping(nn.Module):
-    """Reads the mode, but makes the same calls in both: it is looked into."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = conv(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.dropout(x, 0.5, training=self.training))
-
-
-class DropPath(nn.Module):
-    """Without weights, and the identity in evaluation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return x * (torch.rand(x.shape[0], *[1] * (x.dim() - 1)) > 0.5)
-
-
-class Stochastic(Net):
-    """Residual blocks whose branch is dropped at random in training, in the ways of two libraries."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(Inverted(DropPath()), Inverted(StochasticDepth(0.5, "row")))
-        self.dropping = Dropping()
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.dropping(self.blocks(F.max_pool2d(x, 4)))
-
-
-class Inverted(nn.Module):
-    def __init__(self, drop: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.drop = conv(8, 8), drop
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop(self.conv(x))
-
-
-class Named(nn.Conv2d):
-    """A convolution under another name."""
-
-
-class Explicit(nn.Linear):
-    """A linear layer that says itself what it computes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class Standardised(nn.Conv2d):
-    """Another function of its weight than a convolution's."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias, padding=1)
-
-
-class Same(nn.Conv2d):
-    """Pads by what it reads: the trace of its forward would fail."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, (1, 1, 1, 1)) if input.shape[-1] > 1 else input)
-
-
-class NormAndActivation(nn.BatchNorm2d):
-    """A norm that activates, and is made in another way."""
-
-    def __init__(self, activation: nn.Module, channels: int) -> None:
-        super().__init__(channels, eps=0.01)
-        self.activation = activation
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.activation(super().forward(input))
-
-
-class NormAndMask(nn.BatchNorm2d):
-    """A norm with a state of its own."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.register_buffer("mask", torch.ones(channels, 1, 1))
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * self.mask
-
-
-class Derived(Net):
-    """Layers of classes that derive from torch's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.named, self.norm = Named(8, 8, 3, padding=1), NormAndActivation(nn.SiLU(), 8)
-        self.standardised, self.same = Standardised(8, 8, 3, padding=1), Same(8, 8, 3)
-        self.free, self.hidden, self.head = conv(8, 8), Explicit(8, 12), nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.named(F.max_pool2d(self.stem(x), 4)))
-        x = self.free(self.same(self.standardised(x)))
-        return self.head(F.relu(self.hidden(x.mean((2, 3)))))
-
-
-class DerivedNorms(Net):
-    """Norms that do more than one of torch's would, and are kept whole."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.masked, self.a = NormAndMask(8), conv(8, 8)
-        self.pooled, self.b = NormAndActivation(nn.MaxPool2d(2), 8), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.b(self.pooled(self.a(self.masked(F.max_pool2d(x, 2)))))
-
-
 class Sized(Net):
     """Reads every size but the number of channels, and pads and cuts what is behind them."""
 
@@ -463,34 +246,6 @@ class Sized(Net):
         return self.d(F.pad(self.c(F.max_pool2d(x, (x.size(2) // 2, x.shape[3] // 2))), (0, 0, 0, 0, 2, 2)))
 
 
-class Auxiliary(Net):
-    """A head that training alone reads: evaluation does not show its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.aux, self.b = conv(8, 8), conv(8, 4), conv(8, 8)
-
-    def body(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        if self.training:
-            x = x + self.aux(x).mean()
-        return self.b(x)
-
-
-class Rescaled(nn.Module):
-    """A bare parameter ties two tensors in training alone; evaluation reads it once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.head = conv(3, 8), conv(8, 8), nn.Linear(8, CLASSES)
-        self.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(self.stem(x) * self.scale)
-        x = x * self.scale if self.training else x
-        return self.head(x.mean((2, 3)))
-
-
 class Nested(Net):
     """Elements of a sequential that are sequentials of one residual block each."""
 
@@ -500,6 +255,42 @@ class Nested(Net):
 
     def body(self, x: Tensor) -> Tensor:
         return self.stages(x)
+
+
+class Flat(Net):
+    """Rows are averaged away; what pools and pads the last two axes of (N, C, W) works on the channels."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.a, self.b, self.c = conv(8, 8), conv(4, 8), conv(8, 8)
+        self.pool, self.pad = nn.AvgPool2d(2), nn.ZeroPad2d((0, 0, 0, 2))
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.pool(self.a(x).mean(3))[..., None]
+        x = self.pad(self.b(x).mean(3))[:, :8, :, None]
+        return F.max_pool2d(self.c(x).mean(3), (4, 1))[..., None]
+
+
+class SizedSqueeze(nn.Module):
+    """A residual block with a squeeze by linear layers, which reads the sizes of what it scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze = conv(8, 8), nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        b, c, _, _ = y.size()
+        return x + y * self.squeeze(F.adaptive_avg_pool2d(y, 1).view(b, c)).view(b, c, 1, 1).expand_as(y)
+
+
+class SizedBlocks(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(SizedSqueeze(), SizedSqueeze())
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
 
 
 @dataclass(frozen=True)
@@ -544,7 +335,12 @@ ODD = {
     "masked": Odd(Masked, {"width.mask": "broadcast"}, ("width.a", "conv.mask")),
     "reparametrised": Odd(
         Reparametrised,
-        {"conv.first": "others use", "conv.tied": "others use", "conv.hooked": "hooks", "conv.read": "others use"},
+        {
+            "conv.first": "others use",
+            "conv.tied": "others use",
+            "conv.hooked": "hooks",
+            "conv.read": "its weight is read",
+        },
         ("conv.free", "width.free"),
     ),
     "functional conv": Odd(FunctionalConv, {"conv.conv2d": "no convolution layer"}, ("conv.after", "width.stem")),
@@ -584,6 +380,15 @@ ODD = {
     "nested": Odd(Nested, {}, ("depth.stages", "conv.stages.0.0.conv1")),
     "attention": Odd(Attention, {"bmm": "not counted", "width.q": "enters flatten"}, ("conv.v",)),
     "unruled": Odd(Unruled, {"width.a": "enters norm", "width.b": "enters up"}, ("conv.a", "conv.c", "width.c")),
+    "flat": Odd(
+        Flat,
+        {"width.a": "enters pool", "width.b": "enters pad", "width.c": "enters max_pool2d"},
+        ("conv.a", "conv.b", "conv.c", "width.stem"),
+    ),
+    "sized blocks": Odd(SizedBlocks, {"width.stem": "size is read"}, ("depth.blocks", "conv.blocks.1.conv")),
+    "answering": Odd(
+        Answering, {"conv.paired.conv": "inside paired", "width.stem": "enters paired"}, ("conv.after", "width.after")
+    ),
     "in place": Odd(InPlace, {}, ("conv.a", "width.stem")),
     "resized": Odd(Resized, {"conv.stem": "stem"}, ("conv.a", "width.a", "width.b"), (3, 6, 10)),
 }

@@ -63,24 +63,57 @@ def inverted() -> nn.Module:
     return classifier(first, second, channels=12)
 
 
+class Functional(nn.Module):
+    """Activations as functions, with settings, and one module for several places; pairs and an inverted residual."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.dw1, self.norm1, self.pw1, self.norm2 = (
+            depthwise(8),
+            nn.BatchNorm2d(8),
+            pointwise(8, 12),
+            nn.BatchNorm2d(12),
+        )
+        self.act, self.dw2, self.norm3, self.pw2 = act, depthwise(12, 5), nn.BatchNorm2d(12), pointwise(12, 8)
+        self.expand, self.norm4 = pointwise(8, 24), nn.BatchNorm2d(24)
+        self.middle = nn.Sequential(depthwise(24, stride=2), nn.BatchNorm2d(24))
+        self.project, self.norm5 = pointwise(24, 8), nn.BatchNorm2d(8)
+        self.dw3, self.pw3 = depthwise(8), pointwise(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.norm2(self.pw1(F.leaky_relu(self.norm1(self.dw1(x)), 0.2))), 0.2)
+        x = self.act(self.pw2(self.act(self.norm3(self.dw2(x)))))
+        x = F.relu6(self.middle(F.relu6(self.norm4(self.expand(x)))), inplace=True)
+        return self.pw3(self.dw3(self.norm5(self.project(x))).relu())
+
+
+def functional() -> nn.Module:
+    act = nn.SiLU()
+    return classifier(act, Functional(act), channels=8)
+
+
 class Tapped(nn.Module):
-    """Pairs that are none: an intermediate is read twice, an activation is a function, or is shared."""
+    """Pairs that are none: an intermediate is read twice, something else stands between, another layer follows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dw1, self.norm1, self.pw1 = depthwise(8), nn.BatchNorm2d(8), pointwise(8, 8)
-        self.dw2, self.pw2 = depthwise(8), pointwise(8, 8)
-        self.act, self.dw3, self.pw3 = nn.ReLU(), depthwise(8), pointwise(8, 8)
+        self.dw2, self.act, self.pw2 = depthwise(8), nn.PReLU(), pointwise(8, 8)
+        self.dw3, self.dense = depthwise(8), nn.Conv2d(8, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         middle = self.norm1(self.dw1(x))
         x = F.relu(self.pw1(middle) + middle)
-        x = self.act(self.pw2(F.relu(self.dw2(x))))
-        return self.act(self.pw3(self.act(self.dw3(x))))
+        return self.dense(self.dw3(F.relu(self.pw2(self.act(self.dw2(x))))))
 
 
 def tapped() -> nn.Module:
     return classifier(Tapped(), channels=8)
 
 
-SEPARABLE: dict[str, Callable[[], nn.Module]] = {"separable": separable, "inverted": inverted, "tapped": tapped}
+SEPARABLE: dict[str, Callable[[], nn.Module]] = {
+    "separable": separable,
+    "inverted": inverted,
+    "functional": functional,
+    "tapped": tapped,
+}

@@ -61,8 +61,11 @@ def command(monkeypatch, *arguments: str) -> int:
 def test_a_space_file_is_judged_by_its_own_options(place, monkeypatch, capsys):
     save_file(trained(width=8).state_dict(), "w.safetensors")
     assert command(monkeypatch, "space.toml", "--weights", "w.safetensors") == 0
-    assert capsys.readouterr().out.split() == ["kernels.html", "kernels.csv"]
+    page, table, omission = capsys.readouterr().out.splitlines()
+    assert (page, table) == ("kernels.html", "kernels.csv")
+    assert omission == "Left out: 2 1x1 convolutions, as a 1x1 kernel has no shape that another could share."
     rows = pd.read_csv("kernels.csv").set_index("layer")
+    assert rows.index[rows["left_out"] == "1x1"].tolist() == ["layer2.0.downsample.0", "layer3.0.downsample.0"]
     options = ("regular", "bsconv_u", "bsconv_s:p=1/8", "dsc", "bsconv_u:r=2")  # inner and ortho change no projection
     assert tuple(column[7:-1] for column in rows if column.startswith("energy[")) == options
     layer = rows.loc["layer2.0.conv2"]
@@ -83,16 +86,45 @@ def test_a_factory_takes_classes_and_channels_from_its_weights(place):
     assert numbers(found.network) == numbers(network)
 
 
+class HeadFirst(torch.nn.Module):
+    """Its classifier is declared before its convolutions, of which the first is depthwise."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(16, num_classes)
+        self.a = torch.nn.Conv2d(in_channels, in_channels, 3, groups=in_channels)
+        self.b = torch.nn.Conv2d(in_channels, 16, 3)
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(10, 3), (7, 3), (10, 1), (7, 1)])
+def test_layers_may_be_declared_in_any_order(classes, channels, place):
+    network = HeadFirst(classes, channels)
+    torch.save(network.state_dict(), "w.pth")
+    found = find(f"{__name__}:HeadFirst", "w.pth").network
+    assert torch.equal(found.b.weight, network.b.weight)
+
+
 def test_a_factory_alone_is_analysed_as_it_is_made(place):
     state = torch.get_rng_state()
-    page, table = analyze(FACTORY, out="here.csv")
-    assert (page, table) == (Path("here.html"), Path("here.csv"))
-    assert "No weights were given" in page.read_text()
+    written = analyze(FACTORY, out="here.csv")
+    table = written.table
+    assert (written.page, table) == (Path("here.html"), Path("here.csv"))
+    assert "No weights were given" in written.page.read_text()
     assert torch.equal(torch.get_rng_state(), state)
     first = table.read_text()
     torch.manual_seed(5)
     analyze(FACTORY, out="here.html")
     assert table.read_text() == first  # the fresh network is drawn by one seed
+
+
+class Dense(torch.nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+
+
+def test_a_network_of_dense_kernels_alone_leaves_nothing_out(place, monkeypatch, capsys):
+    assert command(monkeypatch, f"{__name__}:Dense") == 0
+    assert capsys.readouterr().out.split() == ["kernels.html", "kernels.csv"]
 
 
 def test_a_run_and_an_export_have_their_weights(project, place):
@@ -119,6 +151,9 @@ REFUSALS = {
     "space.toml --out deep": "--out must be an existing folder or end in .html or .csv, but got 'deep': make the",
     "space.toml --out deep/a.html": "A report is written into an existing folder, but there is no 'deep': make it.",
     ". --weights other.safetensors": "A run or an exported folder has its own weights, but --weights",
+    "torch.nn:ReLU --weights other.safetensors": "Weights in 'other.safetensors' must be those of this 'ReLU', but",
+    "torch.nn:LazyBatchNorm2d": "The weights of a base must have shapes, but 'weight' of 'LazyBatchNorm2d' is lazy",
+    "broken": "'broken/model.py' must make its network by model(), but: module 'exported_model' has no attribute ",
     ".": "A run folder must hold 'experiment.json', but '.' does not",
 }
 
@@ -126,6 +161,10 @@ REFUSALS = {
 @pytest.mark.parametrize("line", REFUSALS)
 def test_what_cannot_be_analysed_is_one_sentence_and_no_file(line, place, monkeypatch, capsys):
     save_file(cifar_resnet(8, width=16).state_dict(), "other.safetensors")
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    Path("broken").mkdir()
+    Path("broken/card.json").write_text("{}")
+    Path("broken/model.py").write_text("def modle(): ...\n")
     before = sorted(place.rglob("*"))
     assert command(monkeypatch, *line.split()) == 2
     printed = capsys.readouterr()

@@ -205,7 +205,7 @@ NOT_A_COUNT = "Parameter 'r' of {!r} must be a whole number of at least 1, but g
         ),
         (
             "dsc:inner=relu",
-            "Parameter 'inner' of 'dsc:inner=relu' must be one of ('none', 'bn', 'bn_act'), but got 'relu'.",
+            "Parameter 'inner' of 'dsc:inner=relu' must be one of ('none', 'bn', 'act', 'bn_act'), but got 'relu'.",
         ),
         ("bsconv_u:r=2,r=3", "Parameter 'r' must be given once, but 'bsconv_u:r=2,r=3' repeats it: keep one."),
     ],

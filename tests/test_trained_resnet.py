@@ -34,7 +34,7 @@ def tiles() -> Tensor:
         torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in load_sample_images().images
     ]
     small = [nn.functional.avg_pool2d(photograph, 2) for photograph in photographs]
-    cut = [image.unfold(1, 32, 16).unfold(2, 32, 16).permute(1, 2, 0, 3, 4).flatten(0, 1) for image in small]
+    cut = [image.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4).flatten(0, 1) for image in small]
     mean, std = (torch.tensor(CARD["input"][name]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
     return (torch.cat(cut) - mean) / std
 
@@ -56,7 +56,7 @@ def test_the_more_blueprints_the_more_often_the_answer_is_the_trained_network_s(
     trained: nn.Module, tiles: Tensor
 ) -> None:
     """Photographs that it never saw stand in for CIFAR-10, whose images may not be copied here."""
-    operators = ["bsconv_u", "bsconv_u:r=4", "bsconv_u:r=8", "bsconv_u:r=9"]
+    operators = ["bsconv_u", "bsconv_u:r=4", "bsconv_u:r=9"]
     choices = {"operators": ["regular", *operators], "widths": [1.0], "depths": "fixed", "scope": "network"}
     space = nas.SearchSpace.from_module(cifar_resnet, **choices)
     with torch.no_grad():
@@ -69,4 +69,4 @@ def test_the_more_blueprints_the_more_often_the_answer_is_the_trained_network_s(
     assert len(answers.unique()) >= 5
     assert same == sorted(same)
     assert same[1] > 0.6 > 2 * same[0]
-    assert same[3] > 0.99
+    assert same[2] > 0.99

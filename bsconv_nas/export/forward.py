@@ -26,7 +26,7 @@ from bsconv_nas.export.expression import (
     literal,
     render,
 )
-from bsconv_nas.export.layers import torch_class
+from bsconv_nas.export.layers import is_idle, torch_class
 from bsconv_nas.export.trace import trace
 from bsconv_nas.export.variables import INFIX, is_inlined, is_size, operator_name, variables
 
@@ -60,7 +60,7 @@ class Forward:
 
 
 def forward(module: nn.Module, path: str) -> Forward:
-    """Return the statements that compute what `module` computes in evaluation mode.
+    """Return the statements that compute what `module` computes in evaluation mode, without calls that do nothing.
 
     An argument that is False in evaluation and True in training becomes `self.training`, so that functional dropout
     keeps its meaning. Constants that the tracer finds are set as attributes of `module`: hand over a copy.
@@ -69,8 +69,18 @@ def forward(module: nn.Module, path: str) -> Forward:
         ExportError: control flow on values, or a call to something outside torch.
     """
     graph, training = trace(module, path)
+    for traced in filter(None, (graph, training)):
+        _skip_idle(traced, module)
     writer = _Writer(module, path, graph, training or graph)
     return writer.write(evaluation_only=training is None)
+
+
+def _skip_idle(graph: fx.Graph, module: nn.Module) -> None:
+    """Take out the calls of children that hand over what they get."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and is_idle(module.get_submodule(str(node.target))):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.erase_node(node)
 
 
 def access(module: nn.Module, target: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from bsconv_nas.errors import ExportError
 from bsconv_nas.export.expression import Argument, Call, Expression, Items, Literal, Name, literal
 
-__all__ = ["constant", "empty", "layer", "torch_class"]
+__all__ = ["constant", "empty", "is_idle", "layer", "torch_class"]
 
 LARGEST_CONSTANT = 64
 # What a subclass may override and still compute what its torch.nn parent does.
@@ -35,6 +35,12 @@ def torch_class(module: nn.Module) -> type[nn.Module] | None:
             return None if overridden or "__call__" in own or holder else cls
         own |= set(vars(cls))
     return None
+
+
+def is_idle(module: nn.Module) -> bool:
+    """Return whether a module hands over what it gets in both modes: an identity, or a sequence of nothing else."""
+    cls = torch_class(module)
+    return cls is nn.Identity or (cls is nn.Sequential and all(map(is_idle, module.children())))
 
 
 def layer(module: nn.Module, cls: type[nn.Module], path: str) -> Call:

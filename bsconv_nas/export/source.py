@@ -2,7 +2,8 @@
 
 Layers of torch.nn become constructor calls. Every other module class is traced on its own and becomes a class that
 takes its children as arguments; modules with one class name, one forward and the same children share it. Repeated parts
-become functions of the numbers in which they differ. The state-dict keys are those of the network.
+become functions of the numbers in which they differ. Identities are left out. The state-dict keys are those of the
+network.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from bsconv_nas.errors import ExportError
 from bsconv_nas.export.classes import module_class, name_classes
 from bsconv_nas.export.expression import WIDTH, Argument, Call, Items, Literal, is_name, render
-from bsconv_nas.export.layers import empty, layer, torch_class
+from bsconv_nas.export.layers import empty, is_idle, layer, torch_class
 from bsconv_nas.export.repeats import Function, skeleton, unify
 
 __all__ = ["write_source"]
@@ -119,6 +120,8 @@ def _part(path: str, module: nn.Module) -> _Part:
     cls = torch_class(module)
     inside = module._modules.items() if cls in (None, *CONTAINERS) else ()
     children = {name: _part(f"{path}.{name}".strip("."), child) for name, child in inside if child is not None}
+    if cls in (None, nn.ModuleDict):  # what they call is skipped in the forward
+        children = {name: child for name, child in children.items() if not is_idle(child.module)}
     return _Part(path, module, cls, children)
 
 
@@ -132,9 +135,10 @@ class _Writer:
         own = [part for part in parts if part.torch_class is None]
         self.classes = {part.path: module_class(part.module, tuple(part.children), part.path) for part in own}
         self.indexed = {
-            f"{path}.{target}".strip(".").rpartition(".")[0]
+            f"{path}.{outer}".strip(".")
             for path, cls in self.classes.items()
             for target in cls.reached
+            for outer in itertools.accumulate(target.split(".")[:-1], "{}.{}".format)
         }
         self.taken = set(RESERVED)
         self.names = name_classes(self.classes.values(), self.taken)
@@ -152,15 +156,22 @@ class _Writer:
         return [*(cls.lines(self.names[cls]) for cls in classes), *(f.lines() for f in self.functions), model]
 
     def _call(self, part: _Part) -> Call:
-        children = {name: self.calls[child.path] for name, child in part.children.items()}
+        children = {name: self.calls[child.path] for name, child in self._needed(part).items()}
         if part.torch_class is None:
             cls = self.classes[part.path]
             return cls.call(self.names[cls], part.module, children.values(), part.path)
         if part.torch_class in CONTAINERS:
-            if part.torch_class is nn.Sequential and part.path not in self.indexed:
-                children = _without_tail(children)
             return _container(part.torch_class, part.module, children)
         return layer(part.module, part.torch_class, part.path)
+
+    def _needed(self, part: _Part) -> dict[str, _Part]:
+        """Return the children without idle ones; where they go by their position, without those behind the last."""
+        if part.torch_class not in (nn.Sequential, nn.ModuleList):
+            return part.children
+        busy = [i for i, child in enumerate(part.children.values()) if not is_idle(child.module)]
+        by_position = part.torch_class is nn.ModuleList or part.path in self.indexed
+        kept = range(max(busy, default=-1) + 1) if by_position else busy
+        return {name: child for i, (name, child) in enumerate(part.children.items()) if i in kept}
 
     def _class_name(self, part: _Part) -> str:
         own = self.classes.get(part.path)
@@ -199,12 +210,6 @@ def _ordered_dict(children: dict[str, Call]) -> Call:
     return Call("OrderedDict", (Argument("", Items(pairs), positional=True),))
 
 
-def _without_tail(children: dict[str, Call]) -> dict[str, Call]:
-    """Return the children up to the last that does something: dropped blocks hold no weights and leave no keys."""
-    last = max((i for i, call in enumerate(children.values()) if call.callee != "nn.Identity"), default=0)
-    return dict(list(children.items())[: last + 1])
-
-
 def _function_name(parts: list[_Part], class_name: str) -> str:
     """Return what to call the function that builds `parts`, or nothing where no name fits them all.
 
@@ -218,7 +223,8 @@ def _function_name(parts: list[_Part], class_name: str) -> str:
         return _joined(list(first.children))
     if len(places) == 1 and is_name(place := places.pop()):
         return place
-    layers = [type(child.module).__name__.lower().removesuffix("2d") for child in first.children.values()]
+    busy = (child.module for child in first.children.values() if not is_idle(child.module))
+    layers = [type(module).__name__.lower().removesuffix("2d") for module in busy]
     return "" if any(child.children for child in first.children.values()) else _joined(layers)
 
 

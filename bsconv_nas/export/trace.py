@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from bsconv_nas.errors import ExportError
+from bsconv_nas.errors import ExportError, first_line
 
 __all__ = ["trace"]
 
@@ -29,6 +30,14 @@ class _Tracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in _required(self.root))]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Walk through the answer of a child whose own forward says how many parts that has."""
+        if obj.node.op == "call_module":
+            answer = _Tracer().trace(self.root.get_submodule(str(obj.node.target))).output_node().args[0]
+            if isinstance(answer, tuple | list):
+                return (operator.getitem(obj, i) for i in range(len(answer)))
+        return super().iter(obj)
 
 
 def _required(module: nn.Module) -> list[str]:
@@ -63,7 +72,7 @@ def _graph(module: nn.Module, path: str) -> fx.Graph:
     try:
         return _Tracer().trace(module)
     except UNTRACEABLE as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error).partition(". ")[0]
         raise ExportError(
             f"A forward must be traceable by torch.fx to become source, but that of {path or 'the network'!r} "
             f"({type(module).__name__}) is not ({reason}): take out what depends on its input's values or type."

@@ -7,7 +7,8 @@ stands beside each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,9 +21,11 @@ from bsconv_nas.network.projection import energy_kept
 
 __all__ = [
     "LayerKernels",
+    "LeftOut",
     "analyze_kernels",
     "cross_correlation",
     "intra_correlation",
+    "left_out",
     "null_correlation",
 ]
 
@@ -52,6 +55,18 @@ class LayerKernels:
     cross_null: float
     energy: Mapping[str, float]
     energy_null: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A convolution for which the scores are not defined: `1x1`, `depthwise`, `grouped`, `transposed`, `1-D`, `3-D`."""
+
+    path: str
+    c_in: int
+    c_out: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    kind: str
 
 
 def intra_correlation(kernel: Tensor) -> Tensor:
@@ -111,7 +126,7 @@ def analyze_kernels(model: nn.Module, options: Iterable[str]) -> tuple[LayerKern
     Raises:
         SpaceError: there is no such convolution, or one has weights that are not finite.
     """
-    layers = {path: module for path, module in model.named_modules() if _is_analysed(module)}
+    layers = {path: conv for path, conv in _convolutions(model) if isinstance(conv, nn.Conv2d) and not _kind(conv)}
     if not layers:
         raise SpaceError(
             "A network must have an ungrouped convolution larger than 1x1 for its kernels to be analysed, but "
@@ -120,8 +135,33 @@ def analyze_kernels(model: nn.Module, options: Iterable[str]) -> tuple[LayerKern
     return tuple(_analyze(path, layer, tuple(options)) for path, layer in layers.items())
 
 
-def _is_analysed(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == 1 and module.weight[0, 0].numel() > 1
+def left_out(model: nn.Module) -> tuple[LeftOut, ...]:
+    """Return a row for each convolution that `analyze_kernels` has none for, in the model's order.
+
+    >>> [layer.kind for layer in left_out(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1)))]
+    ['depthwise', '1x1']
+    """
+    found = ((path, conv, _kind(conv)) for path, conv in _convolutions(model))
+    return tuple(
+        LeftOut(path, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, kind)
+        for path, conv, kind in found
+        if kind
+    )
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.modules.conv._ConvNd]]:
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd))
+
+
+def _kind(conv: nn.modules.conv._ConvNd) -> str:
+    """Return what keeps a convolution from having filters with a KxK slice for each input channel; "" if nothing."""
+    if conv.transposed:
+        return "transposed"
+    if not isinstance(conv, nn.Conv2d):
+        return f"{len(conv.kernel_size)}-D"
+    if math.prod(conv.kernel_size) == 1:
+        return "1x1"
+    return "" if conv.groups == 1 else "depthwise" if conv.groups == conv.in_channels else "grouped"
 
 
 def _analyze(path: str, conv: nn.Conv2d, options: tuple[str, ...]) -> LayerKernels:

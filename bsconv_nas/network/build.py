@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from bsconv_nas.decompositions import Conv, Norm
-from bsconv_nas.errors import SpaceError, suggest
+from bsconv_nas.errors import SpaceError, first_line, suggest
 from bsconv_nas.network.layers import layer
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.graph import Node
 from bsconv_nas.space.table import Architecture, Table
+from bsconv_nas.space.trace_activations import with_own_activations
+from bsconv_nas.space.trace_failures import check_shapes
 
 __all__ = ["build", "instantiate", "seeded_build"]
 
@@ -28,7 +30,7 @@ def instantiate(base: Base) -> nn.Module:
     `num_classes` and `in_channels` (or `in_chans`) are passed on where the factory takes them.
 
     Raises:
-        SpaceError: the factory cannot be imported or called, or returns no module.
+        SpaceError: the factory cannot be imported or called, or returns no module, or one whose weights lack shapes.
 
     >>> base = Base(factory="torchvision.models:resnet18", num_classes=7)
     >>> instantiate(base).fc.out_features
@@ -41,16 +43,16 @@ def instantiate(base: Base) -> nn.Module:
     arguments = {**_declared(factory, base), **base.arguments}
     try:
         module = factory(**arguments)
-    except Exception as error:  # whatever the user's factory raises
+    except (Exception, SystemExit) as error:  # whatever the user's factory raises
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
         raise SpaceError(
-            f"Factory {base.factory!r} must accept ({shown}), but: {reason}; see base.arguments."
+            f"Factory {base.factory!r} must accept ({shown}), but: {_reason(error)}; see base.arguments."
         ) from None
     if not isinstance(module, nn.Module):
         raise SpaceError(
             f"Factory {base.factory!r} must return a torch.nn.Module, but returned {type(module).__name__!r}."
         )
+    check_shapes(module)
     return module
 
 
@@ -58,15 +60,21 @@ def _import(name: str) -> Any:
     path, _, attributes = name.partition(":")
     try:
         found = importlib.import_module(path)
-    except Exception as error:  # whatever the user's module raises when it is run
+    except (Exception, SystemExit) as error:  # whatever the user's module raises when it is run
         raise SpaceError(
-            f"Module {path!r} of base.factory {name!r} must be importable, but: {error}; install it or set PYTHONPATH."
+            f"Module {path!r} of base.factory {name!r} must be importable, but: {_reason(error)}; install it or set "
+            "PYTHONPATH."
         ) from None
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
             raise SpaceError(f"{path!r} has no {attribute!r} (base.factory {name!r}): {_suggest(attribute, found)}.")
         found = getattr(found, attribute)
     return found
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error says, or its class; of an exit, that it is one."""
+    return f"it exits ({error})" if isinstance(error, SystemExit) else first_line(error)
 
 
 def _suggest(attribute: str, module: Any) -> str:
@@ -76,7 +84,10 @@ def _suggest(attribute: str, module: Any) -> str:
 
 def _declared(factory: Any, base: Base) -> dict[str, int]:
     """Return the arguments among `num_classes`, `in_channels` and `in_chans` that the factory takes."""
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:  # what is written in C may not tell
+        return {}
     keywords = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     channels = {name: base.input_size[0] for name in ("in_channels", "in_chans") if name in parameters}
     return {**channels, **({"num_classes": base.num_classes} if keywords or "num_classes" in parameters else {})}
@@ -93,7 +104,7 @@ def build(base: Base | nn.Module, table: Table, architecture: Architecture) -> n
         table: the space.
         architecture: one of its networks.
     """
-    module = instantiate(base) if isinstance(base, Base) else copy.deepcopy(base)
+    module = with_own_activations(instantiate(base) if isinstance(base, Base) else copy.deepcopy(base))
     row, places = architecture.indices, _places(module)
     for index, node in enumerate(table.graph.nodes):
         if not node.path or node.shared or not table.is_alive(node.block, row) or not _varies(table, index):
@@ -126,10 +137,12 @@ def _varies(table: Table, index: int) -> bool:
 
 
 def _replace(root: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
-    """Put `module` at some paths, on the device and with the type of what stands there."""
+    """Put `module` at some paths, on the device, with the type and as frozen as what stands there."""
     weight = next(root.get_submodule(paths[0]).parameters(), None)
     if weight is not None:
         module = module.to(weight.device, weight.dtype)
+        if not any(p.requires_grad for p in root.get_submodule(paths[0]).parameters()):
+            module.requires_grad_(False)
     for path in paths:
         parent, _, name = path.rpartition(".")
         setattr(root.get_submodule(parent), name, module)
@@ -138,7 +151,8 @@ def _replace(root: nn.Module, paths: Sequence[str], module: nn.Module) -> None:
 def _resize_parameter(root: nn.Module, path: str, channels: int) -> None:
     """Give a bare parameter with one value a channel other channels."""
     owner, _, name = path.rpartition(".")
-    root.get_submodule(owner).register_parameter(name, nn.Parameter(_cut(root.get_parameter(path), channels)))
+    host = root.get_parameter(path)
+    root.get_submodule(owner).register_parameter(name, _like(host, _cut(host, channels)))
 
 
 def _cut(weight: Tensor, channels: int) -> Tensor:
@@ -191,12 +205,17 @@ def _norm(host: Any, channels: int) -> nn.Module:
     for name, value in (*host.named_parameters(recurse=False), *host.named_buffers(recurse=False)):
         if value.dim():
             empty = value.detach().new_empty(channels)
-            setattr(host, name, nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty)
+            setattr(host, name, _like(value, empty) if isinstance(value, nn.Parameter) else empty)
     host.num_features = channels
     host.reset_parameters()
     if is_silent:
         nn.init.zeros_(host.weight)
     return cast(nn.Module, host)
+
+
+def _like(host: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """Return other values as a parameter, frozen if the host is."""
+    return nn.Parameter(values, host.requires_grad)
 
 
 def _prelu(host: nn.PReLU, channels: int) -> nn.PReLU:

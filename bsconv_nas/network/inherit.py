@@ -8,6 +8,7 @@ nothing. Kernels are cut around their middle or padded with zeros.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from bsconv_nas.network.projection import project
 from bsconv_nas.network.reestimate import NORMS, reestimate
 from bsconv_nas.space.graph import Node
 from bsconv_nas.space.table import Architecture, Table
+from bsconv_nas.space.trace_activations import with_own_activations
 
 __all__ = ["inherit"]
 
@@ -46,7 +48,7 @@ def inherit(base: nn.Module, table: Table, architecture: Architecture, images: I
     >>> smaller = inherit(resnet18(num_classes=10), space.table, space.sample(1)[0])
     """
     module = build(base, table, architecture).eval()
-    heir = _Heir(base, module, table, architecture.indices)
+    heir = _Heir(with_own_activations(copy.deepcopy(base)), module, table, architecture.indices)
     with torch.no_grad():
         for index, node in enumerate(table.graph.nodes):
             if node.path and not node.shared and table.is_alive(node.block, architecture.indices):

@@ -16,14 +16,32 @@ from bsconv_nas.report.quantities import MISSING
 from bsconv_nas.report.theme import COLORS, INK, layout, plain
 
 if TYPE_CHECKING:
-    from bsconv_nas.network.analysis import LayerKernels
+    from bsconv_nas.network.analysis import LayerKernels, LeftOut
 
-__all__ = ["KINDS", "KernelsInfo", "correlation_figure", "energy_figure", "kernels_info", "sentences", "share"]
+__all__ = [
+    "KINDS",
+    "KernelsInfo",
+    "correlation_figure",
+    "energy_figure",
+    "kernels_info",
+    "omission",
+    "sentences",
+    "share",
+]
 
 # The two correlations: whose pair of matrix and observations, what the panel is called, and which option presumes it.
 KINDS = {
     "intra": ("within a filter (intra-kernel): what BSConv builds on", "bsconv_u"),
     "cross": ("across filters (cross-kernel): what DSC builds on", "dsc"),
+}
+# Of the convolutions that are left out: why the correlations are not defined, or say nothing.
+REASONS = {
+    "1x1": "a 1x1 kernel has no shape that another could share",
+    "depthwise": "a depthwise filter has but one slice",
+    "grouped": "a grouped filter has slices for some of the input channels alone",
+    "transposed": "no option takes the place of a transposed convolution",
+    "1-D": "only 2-D kernels are compared",
+    "3-D": "only 2-D kernels are compared",
 }
 PERCENTILES = {"p5": 5, "q1": 25, "median": 50, "q3": 75, "p95": 95}
 WRITTEN = 24  # layers up to which the heat map has its numbers in its cells
@@ -37,30 +55,55 @@ class KernelsInfo:
 
     Columns: layer, c_in, c_out, kernel, stride; of `intra` (over filters) and `cross` (over input channels) the mean,
     the null level and the percentiles p5, q1, median, q3, p95; `energy[OPTION]` and `energy_null[OPTION]`. All shares
-    are in [0, 1], NaN where there is nothing to share.
+    are in [0, 1], NaN where there is nothing to share. `left_out` are the convolutions without a row, which `table` has
+    below the others: there the column `left_out` has their kind.
     """
 
     rows: pd.DataFrame
     options: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def compared(self) -> tuple[str, ...]:
         """The options without `regular`, which keeps everything, unless it is the only one."""
         return tuple(option for option in self.options if option != "regular") or self.options
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """All convolutions, those that are left out without shares."""
+        omitted = pd.DataFrame([{**_layer(layer), "left_out": layer.kind} for layer in self.left_out])
+        return pd.concat([self.rows.assign(left_out=""), omitted], ignore_index=True)
 
-def kernels_info(layers: Sequence[LayerKernels]) -> KernelsInfo:
-    """Return the numbers of at least one layer."""
-    return KernelsInfo(pd.DataFrame([_row(layer) for layer in layers]), tuple(layers[0].energy))
+
+def kernels_info(layers: Sequence[LayerKernels], left_out: Sequence[LeftOut] = ()) -> KernelsInfo:
+    """Return the numbers of at least one layer, and what has none."""
+    return KernelsInfo(pd.DataFrame([_row(layer) for layer in layers]), tuple(layers[0].energy), tuple(left_out))
 
 
-def _row(layer: LayerKernels) -> dict[str, Any]:
+def omission(left_out: Sequence[LeftOut]) -> str:
+    """Return in words what is left out and why; nothing where all convolutions are analysed."""
+    counts = {kind: number for kind in REASONS if (number := sum(layer.kind == kind for layer in left_out))}
+    if not counts:
+        return ""
+    *first, last = (f"{number} {kind}" for kind, number in counts.items())
+    listed = f"{', '.join(first)} and {last}" if first else last
+    reasons = ", and ".join(dict.fromkeys(REASONS[kind] for kind in counts))
+    return f"Left out: {listed} convolution{'s' if sum(counts.values()) > 1 else ''}, as {reasons}."
+
+
+def _layer(layer: LayerKernels | LeftOut) -> dict[str, Any]:
     return {
         "layer": layer.path,
         "c_in": layer.c_in,
         "c_out": layer.c_out,
         "kernel": "x".join(map(str, layer.kernel)),
         "stride": "x".join(map(str, layer.stride)),
+    }
+
+
+def _row(layer: LayerKernels) -> dict[str, Any]:
+    return {
+        **_layer(layer),
         **_spread("intra", layer.intra, layer.intra_null),
         **_spread("cross", layer.cross, layer.cross_null),
         **{f"energy[{option}]": kept for option, kept in layer.energy.items()},

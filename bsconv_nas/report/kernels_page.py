@@ -10,23 +10,24 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bsconv_nas.report import document
-from bsconv_nas.report.kernels import correlation_figure, energy_figure, kernels_info, sentences, share
+from bsconv_nas.report.kernels import correlation_figure, energy_figure, kernels_info, omission, sentences, share
 
 if TYPE_CHECKING:
-    from bsconv_nas.network.analysis import LayerKernels
+    from bsconv_nas.network.analysis import LayerKernels, LeftOut
 
 __all__ = ["render", "write"]
 
 LEAST, EACH = 640, 22  # pixels: the width below which a figure scrolls, and that of a layer in it
 
 
-def render(layers: Sequence[LayerKernels], name: str, weights: str) -> str:
+def render(layers: Sequence[LayerKernels], name: str, weights: str, left_out: Sequence[LeftOut] = ()) -> str:
     """Return the analysis as one HTML document that needs no network.
 
     Args:
         layers: at least one.
         name: of the network.
         weights: where they come from; empty where the network is as it was made.
+        left_out: the convolutions that are not analysed.
     """
     info = kernels_info(layers)
     figures = {"correlation": correlation_figure(info), "energy": energy_figure(info)}
@@ -35,6 +36,7 @@ def render(layers: Sequence[LayerKernels], name: str, weights: str) -> str:
         name=name,
         weights=weights,
         sentences=sentences(info),
+        omission=omission(left_out),
         share=share,
         rows=info.rows.to_dict("records"),
         options=info.compared,
@@ -46,9 +48,14 @@ def render(layers: Sequence[LayerKernels], name: str, weights: str) -> str:
 
 
 def write(
-    layers: Sequence[LayerKernels], name: str, weights: str, page: str | Path, table: str | Path
+    layers: Sequence[LayerKernels],
+    name: str,
+    weights: str,
+    page: str | Path,
+    table: str | Path,
+    left_out: Sequence[LeftOut] = (),
 ) -> tuple[Path, Path]:
     """Write the page and the CSV table, each whole or not at all, and return their paths."""
-    text = kernels_info(layers).rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    html = render(layers, name, weights)
+    text = kernels_info(layers, left_out).table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    html = render(layers, name, weights, left_out)
     return document.write_whole(Path(page), html), document.write_whole(Path(table), text)

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from bsconv_nas.errors import SpaceError
 
-__all__ = ["Base"]
+__all__ = ["LARGEST", "Base"]
 
+LARGEST = 65_536  # [channels or pixels] of an image along each axis
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -40,10 +41,10 @@ class Base:
             "factory": ("package.module:function", FACTORY.fullmatch(self.factory)),
             "arguments": ("plain values: text, numbers, true or false, lists, tables", _is_plain(self.arguments)),
             "input_size": (
-                "(channels, height, width), each at least 1",
-                len(self.input_size) == 3 and min(self.input_size) >= 1,
+                f"(channels, height, width), each from 1 to {LARGEST}",
+                len(self.input_size) == 3 and all(type(n) is int and 1 <= n <= LARGEST for n in self.input_size),
             ),
-            "num_classes": ("at least 2", self.num_classes >= 2),
+            "num_classes": ("a whole number of at least 2", type(self.num_classes) is int and self.num_classes >= 2),
         }
         for name, (law, holds) in laws.items():
             if not holds:

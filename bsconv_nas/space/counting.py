@@ -1,8 +1,8 @@
-"""How many distinct networks a space has, exactly.
+"""Which rows stand for distinct networks, as a product of small factors, and how many there are, exactly.
 
-The count is a sum over widths, kernels and depths of a product of small factors; variables are eliminated one after the
-other (bucket elimination) with Python's unbounded integers. Options of an operator dimension differ if they do at one
-of its places: a chain of variables, one a place, holds which of them are still alike.
+The count is a sum over all rows of that product; variables are eliminated one after the other (bucket elimination) with
+Python's unbounded integers. Options of an operator dimension differ if they do at one of its places: a chain of
+variables, one a place, holds which of them are still alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import numpy.typing as npt
 
 from bsconv_nas.space.table import Table
 
-__all__ = ["count_networks"]
+__all__ = ["canonical_factors", "count_networks"]
 
 Counts = npt.NDArray[np.object_]
-Variable = tuple[
-    int, int
-]  # a width, kernel or depth dimension d: (d, 0); what is alike after k places of an operator's: (d, k)
+Variable = tuple[int, int]  # the option of dimension d: (d, 0); what is alike after k places of an operator's: (d, k)
 Factor = tuple[tuple[Variable, ...], Counts]
 Classes = tuple[int, ...]  # of each option; alike options have equal numbers
 
@@ -34,15 +32,22 @@ def count_networks(table: Table) -> int:
     >>> count_networks(Table(graph, (Dimension("depth.a", "depth", (0, 1, 2), ()),)))
     3
     """
-    factors: list[Factor] = []
-    for index, dimension in enumerate(table.dimensions):
-        found = _operator_factors(table, index) if dimension.kind == "conv" else [_canonical_factor(table, index)]
-        factors += map(_without_constants, found)
+    factors = [factor for index in range(len(table.dimensions)) for factor in canonical_factors(table, index)]
     while pending := {variable for scope, _ in factors for variable in scope}:
         chosen = min(sorted(pending), key=lambda v: _product_size(_touching(factors, v)))
         touching = _touching(factors, chosen)
         factors = [factor for factor in factors if chosen not in factor[0]] + [_eliminate(touching, chosen)]
     return math.prod(int(values.item()) for _, values in factors)
+
+
+def canonical_factors(table: Table, index: int) -> list[Factor]:
+    """Return factors whose product, summed over all but options, is 1 where that of a dimension is canonical, else 0.
+
+    Each is 0 or 1, and at most one value of the variables that are no options allows all of them.
+    """
+    operator = table.dimensions[index].kind == "conv"
+    found = _operator_factors(table, index) if operator else [_canonical_factor(table, index)]
+    return [_without_constants(factor) for factor in found]
 
 
 def _without_constants(factor: Factor) -> Factor:
@@ -76,7 +81,8 @@ def _eliminate(factors: Sequence[Factor], variable: Variable) -> Factor:
 
 def _canonical_factor(table: Table, index: int) -> Factor:
     """Return 1 where the option of a dimension that chooses no operator is canonical, else 0, over what decides it."""
-    scope = sorted({index, *_deciders(table, index)})
+    members = table.dimensions[index].members
+    scope = sorted({index, *(d for member in members for d in table.deciding(index, member))})
     sizes = [len(table.dimensions[d].options) for d in scope]
     rows = np.zeros((math.prod(sizes), len(table.dimensions)), dtype=np.int64)
     rows[:, scope] = list(np.ndindex(*sizes))
@@ -84,21 +90,12 @@ def _canonical_factor(table: Table, index: int) -> Factor:
     return tuple((d, 0) for d in scope), counts.reshape(sizes)
 
 
-def _deciders(table: Table, index: int) -> Iterator[int]:
-    """Yield the other dimensions that decide which options of a dimension differ: depths, and the parents' widths."""
-    dimension = table.dimensions[index]
-    for member in () if dimension.kind == "depth" else dimension.members:
-        if (block := table.home(index, member)) in table.depth_dimension and block is not None:
-            yield table.depth_dimension[block]
-        if dimension.kind == "expand":
-            yield from table.group_dimensions[member]
-
-
 def _operator_factors(table: Table, index: int) -> Iterator[Factor]:
-    """Yield the chain of an operator dimension: how many of its options differ, over what decides that."""
-    before: list[Classes] = [(0,) * len(table.dimensions[index].options)]
+    """Yield the chain of an operator dimension, which of its options are alike, and at its end which stand for them."""
+    options = range(len(table.dimensions[index].options))
+    before: list[Classes] = [(0,) * len(options)]
     places = dict.fromkeys(_place(table, node) for node in table.dimensions[index].members)  # equal ones once
-    for k, (scope, shape, cells) in enumerate(places):
+    for k, (scope, shape, cells) in enumerate(places, 1):
         after = sorted({_refined(old, cell) for old in before for cell in cells})
         values: Counts = np.zeros((len(before), len(cells), len(after)), dtype=object)
         for i, old in enumerate(before):
@@ -106,7 +103,8 @@ def _operator_factors(table: Table, index: int) -> Iterator[Factor]:
                 values[i, j, after.index(_refined(old, cell))] = 1
         yield ((index, k), *((d, 0) for d in scope), (index, k + 1)), values.reshape(len(before), *shape, len(after))
         before = after
-    yield ((index, len(places)),), np.array([len(set(classes)) for classes in before], dtype=object)
+    firsts = [[int(classes.index(classes[option]) == option) for option in options] for classes in before]
+    yield ((index, len(places) + 1), (index, 0)), np.array(firsts, dtype=object)
 
 
 def _place(table: Table, node: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Classes, ...]]:

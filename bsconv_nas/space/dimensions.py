@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 from collections import Counter
@@ -17,10 +18,12 @@ from bsconv_nas.space.files import Choices, Override, Scope
 from bsconv_nas.space.graph import Fixed, Graph, Node
 from bsconv_nas.space.places import Place
 from bsconv_nas.space.table import Dimension, Kind, Table, Value
+from bsconv_nas.space.unpaired import why_unpaired
 
 __all__ = ["make_table", "scaled_channels"]
 
 Options = tuple[Value, ...]
+HALVES = ("expansion", "projection")  # of inverted residuals
 
 
 def scaled_channels(channels: int, width: float, divisor: int) -> int:
@@ -42,14 +45,25 @@ def make_table(graph: Graph, choices: Choices) -> Table:
     Raises:
         SpaceError: a pattern that matches nothing, or choices that leave nothing to vary.
     """
-    _check_patterns(graph, choices)
-    _check_multipliers(graph, choices)
     made = _Maker(graph, choices, _stages(graph))
+    _check_patterns(graph, choices, made.searched)
+    _check_multipliers(graph, choices)
     kinds = (made.depths, made.widths, made.expansions, made.kernels, made.operators, made.forms)
     dimensions = tuple(chain.from_iterable(make() for make in kinds))  # also those of one option: more change no key
     if not any(len(d.options) > 1 for d in dimensions):
         raise SpaceError(f"A search space must leave something to choose, but {_why_nothing(graph, dimensions)}.")
-    return Table(graph, dimensions, (*graph.fixed, *made.fixed))
+    return Table(graph, dimensions, (*graph.fixed, *made.fixed, *_in_vain(choices, dimensions)))
+
+
+def _in_vain(choices: Choices, dimensions: Sequence[Dimension]) -> Iterator[Fixed]:
+    """Name what was asked for everywhere and is nowhere."""
+    asked = {
+        "kernel": (choices.kernels, "no kernel of this base that may vary is square, odd and padded evenly"),
+        "expand": (choices.expansions, "no inverted residual of this base expands channels of its own"),
+        "block": ("blocks" in choices.model_fields_set, "this base has no inverted residuals"),
+    }
+    found = {dimension.name.partition(".")[0] for dimension in dimensions}
+    return (Fixed(f"{kind}.*", why) for kind, (wanted, why) in asked.items() if wanted and kind not in found)
 
 
 def _why_nothing(graph: Graph, dimensions: Sequence[Dimension]) -> str:
@@ -106,25 +120,21 @@ def _stage_paths(graph: Graph, stage: str) -> list[str]:
     return [stage, *(block.path for block in graph.blocks if block.stage == stage)]
 
 
-def _form_paths(graph: Graph) -> list[str]:
-    return [path for node in graph.nodes if node.form for path in _goes_by(node)]
-
-
-def _check_patterns(graph: Graph, choices: Choices) -> None:
+def _check_patterns(graph: Graph, choices: Choices, searched: Sequence[int]) -> None:
     """Refuse a pattern that matches nothing of the kind that it speaks of."""
-    free = [g for g, group in enumerate(graph.groups) if not group.reason]
-    places = [(node, node.place) for node in graph.nodes if node.place is not None]
+    places = [(node, node.place) for node in (graph.nodes[i] for i in searched) if node.place is not None]
     paths = {
         "operators": [path for node, place in places if place.role in ("conv", "pair") for path in _goes_by(node)],
-        "blocks": _form_paths(graph),
+        "blocks": [path for node, place in places if place.role in HALVES for path in _goes_by(node)],
         "kernels": [path for node, place in places if place.takes_kernels for path in _goes_by(node)],
-        "expansions": _form_paths(graph),
-        "widths": [path for group in free for path in _written_by(graph, group)],
+        "expansions": [path for node, place in places if place.role == "expansion" for path in _goes_by(node)],
+        "widths": [p for g, group in enumerate(graph.groups) if not group.reason for p in _written_by(graph, g)],
         "depths": [path for stage in {b.stage for b in graph.blocks} for path in _stage_paths(graph, stage)],
     }
-    asked = [(pattern, list(paths)) for pattern in choices.exempt]
+    paths["exempt"] = [path for node in graph.nodes if node.place and not node.shared for path in _goes_by(node)]
+    asked = [(pattern, ["exempt", "widths", "depths"]) for pattern in choices.exempt]
     for override in choices.overrides:
-        asked += [(override.pattern, [kind]) for kind in paths if getattr(override, kind) is not None]
+        asked += [(override.pattern, [kind]) for kind in paths if getattr(override, kind, None) is not None]
     for pattern, kinds in asked:
         known = [path for kind in kinds for path in paths[kind]]
         if not _matches(known, [pattern]):
@@ -137,15 +147,21 @@ def _check_patterns(graph: Graph, choices: Choices) -> None:
 
 
 def _check_multipliers(graph: Graph, choices: Choices) -> None:
-    """Refuse a multiplier that rounds every width of the base to zero."""
-    widest = max((group.channels for group in graph.groups if not group.reason), default=0)
+    """Refuse a multiplier that rounds to zero every width that it speaks of; a ratio may speak of any."""
+    free = {g: group.channels for g, group in enumerate(graph.groups) if not group.reason}
     tables: list[Choices | Override] = [choices, *choices.overrides]
-    for width in (w for table in tables for w in (*(table.widths or ()), *(table.expansions or ()))):
-        if widest and width * widest / choices.divisor < 0.5:
-            raise SpaceError(
-                f"A multiplier must leave some width of the base above zero, but {width} of its widest, {widest} "
-                f"channels, rounds to zero multiples of {choices.divisor}: take a larger one, or a smaller divisor."
-            )
+    for table in tables:
+        patterns = [table.pattern if isinstance(table, Override) else "*"]
+        named = [channels for g, channels in free.items() if _matches(_written_by(graph, g), patterns)]
+        asked = [(width, named) for width in table.widths or ()]
+        asked += [(ratio, [*free.values()]) for ratio in table.expansions or ()]
+        for width, found in asked:
+            widest = max(found, default=0)
+            if widest and width * widest / choices.divisor < 0.5:
+                raise SpaceError(
+                    f"A multiplier must leave some width above zero, but {width} of its widest, {widest} channels, "
+                    f"rounds to zero multiples of {choices.divisor}: take a larger one, or a smaller divisor."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +181,12 @@ class _Maker:
         self.graph, self.choices, self.stages = graph, choices, stages
         self.fixed: list[Fixed] = []
         self._calls = Counter(node.path for node in graph.nodes)
-        self._searched = list(self._varying_places())
+        self.searched = list(self._varying_places())
 
     def operators(self) -> Iterator[Dimension]:
         """Yield what chooses the decompositions of convolutions and separable pairs."""
         roles = ("conv", "pair")
-        entries = [self._entry("operators", i) for i in self._searched if self._place(i).role in roles]
+        entries = [self._entry("operators", i) for i in self.searched if self._place(i).role in roles]
         return self._tied("conv", "conv", self.choices.scope, entries)
 
     def forms(self) -> Iterator[Dimension]:
@@ -183,8 +199,19 @@ class _Maker:
 
     def kernels(self) -> Iterator[Dimension]:
         """Yield what chooses kernel sizes; places whose kernels nobody asked for have none."""
-        entries = (self._entry("kernels", i) for i in self._searched if self._place(i).takes_kernels)
+        entries = (self._kernel_entry(i) for i in self.searched if self._place(i).takes_kernels)
         return self._tied("kernel", "kernel", self.choices.scope, [entry for entry in entries if entry.options])
+
+    def _kernel_entry(self, index: int) -> _Entry:
+        """Return the entry of a place without the kernels that its images are too small for, which are named."""
+        entry, place = self._entry("kernels", index), self._place(index)
+        size = self.graph.nodes[self.graph.nodes[index].inputs[0]].shape[1:]
+        kept = tuple(kernel for kernel in entry.options if place.admits(int(kernel), size))
+        shown, mode = "x".join(map(str, size)), place.spec.padding_mode
+        for kernel in (kernel for kernel in entry.options if kernel not in kept):
+            reason = f"its padding_mode {mode!r} needs larger images than {shown}"
+            self.fixed.append(Fixed(f"kernel.{entry.path}={kernel}", reason))
+        return dataclasses.replace(entry, options=kept)
 
     def expansions(self) -> Iterator[Dimension]:
         """Yield what chooses the expansion ratios of inverted residuals, where any were asked for."""
@@ -246,7 +273,7 @@ class _Maker:
             else:
                 yield index
                 if node.place.role == "depthwise" and not node.form:
-                    self.fixed.append(Fixed(f"conv.{node.path}", "depthwise convolution outside a separable pair"))
+                    self.fixed.append(Fixed(f"conv.{node.path}", why_unpaired(self.graph, index)))
 
     def _why_fixed(self, node: Node, place: Place) -> str:
         if any(self._calls[path] > 1 for path in _goes_by(node)):
@@ -270,15 +297,15 @@ class _Maker:
     def _halves(self) -> dict[str, list[int]]:
         """Return the searched places of each inverted residual; what has no expansion has its projection alone."""
         found: dict[str, list[int]] = {}
-        for index in self._searched:
-            if self._place(index).role in ("expansion", "projection"):
+        for index in self.searched:
+            if self._place(index).role in HALVES:
                 found.setdefault(self.graph.nodes[index].form, []).append(index)
         return found
 
     @cached_property
     def _hidden(self) -> dict[int, int]:
         """The width groups that an expansion ratio decides, each with the group whose channels it multiplies."""
-        expansions = [i for i in self._searched if self._place(i).role == "expansion"]
+        expansions = [i for i in self.searched if self._place(i).role == "expansion"]
         written = Counter(self.graph.nodes[i].group for i in expansions)
         found = {}
         for node in (self.graph.nodes[i] for i in expansions):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from bsconv_nas.decompositions import DECOMPOSITIONS, parse_option
@@ -85,9 +98,9 @@ class Override(_Model):
     pattern: str
     operators: tuple[str, ...] | None = Field(None, min_length=1)
     blocks: tuple[str, ...] | None = Field(None, min_length=1)
-    kernels: tuple[int, ...] | None = Field(None, min_length=1)
-    expansions: tuple[float, ...] | None = Field(None, min_length=1)
-    widths: tuple[float, ...] | None = Field(None, min_length=1)
+    kernels: tuple[StrictInt, ...] | None = Field(None, min_length=1)
+    expansions: tuple[StrictFloat, ...] | None = Field(None, min_length=1)
+    widths: tuple[StrictFloat, ...] | None = Field(None, min_length=1)
     depths: Depths | None = None
 
     _check_operators = field_validator("operators")(_options)
@@ -99,7 +112,7 @@ class Override(_Model):
     @model_validator(mode="after")
     def _check_purpose(self) -> Override:
         if self.model_fields_set <= {"pattern"}:
-            raise ValueError("an override must say something about its pattern: operators, widths, kernels ...")
+            raise ValueError("an override must say something of its pattern, such as its operators or widths")
         return self
 
 
@@ -114,14 +127,14 @@ class Choices(_Model):
 
     operators: tuple[str, ...] = Field(tuple(DECOMPOSITIONS), min_length=1)
     blocks: tuple[str, ...] = Field(FORMS, min_length=1)
-    kernels: tuple[int, ...] | None = Field(None, min_length=1)
-    expansions: tuple[float, ...] | None = Field(None, min_length=1)
-    widths: tuple[float, ...] = Field((0.5, 0.75, 1.0), min_length=1)
-    divisor: int = Field(4, ge=1)
+    kernels: tuple[StrictInt, ...] | None = Field(None, min_length=1)
+    expansions: tuple[StrictFloat, ...] | None = Field(None, min_length=1)
+    widths: tuple[StrictFloat, ...] = Field((0.5, 0.75, 1.0), min_length=1)
+    divisor: StrictInt = Field(4, ge=1)
     depths: Depths = "all"
     scope: Scope = "layer"
     width_scope: Scope = "stage"
-    stem: bool = False
+    stem: StrictBool = False
     exempt: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
 
@@ -137,6 +150,15 @@ class SpaceFile(_Model):
 
     base: Base
     choices: Choices = Choices()
+
+    @field_validator("base", mode="wrap")
+    @classmethod
+    def _as_written(cls, table: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        with contextlib.suppress(SpaceError):
+            handler(table)
+        if isinstance(table, Mapping):
+            Base(**table)  # its own laws on what is written: pydantic takes `true` and "1" for 1
+        return handler(table)
 
 
 def load_space_file(path: str | Path) -> SpaceFile:
@@ -156,7 +178,7 @@ def read_toml(path: str | Path, error: type[BsconvNasError]) -> dict[str, Any]:
         raise error(f"No file {str(path)!r}: check the path, relative to {Path.cwd().name!r}.") from None
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"{str(path)!r} must be a readable UTF-8 text file, but: {reason}.") from None
-    except tomllib.TOMLDecodeError as reason:
+    except (tomllib.TOMLDecodeError, RecursionError) as reason:
         raise error(f"{str(path)!r} must be valid TOML, but: {reason}.") from None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,21 @@ class Graph:
     fixed: tuple[Fixed, ...]
     input_size: tuple[int, int, int]
     num_classes: int
+
+    def once(self, members: Iterable[int]) -> list[int]:
+        """Return these nodes, with one for the two halves of an inverted residual where both are among them."""
+        found = {i: self.nodes[i] for i in members}
+        roles = ((node.form, node.place.role) for node in found.values() if node.place)
+        halves: Counter[tuple[str, str]] = Counter(roles)
+        others = {"expansion": "projection", "projection": "expansion"}
+
+        def stands(node: Node) -> bool:
+            """Whether a node stands for its residual: the more frequent half does, else the first."""
+            role = node.place.role if node.place else ""
+            missing = halves[node.form, role] - halves[node.form, others[role]] if role in others else 1
+            return missing > 0 or (missing == 0 and role == "expansion")
+
+        return [i for i, node in found.items() if stands(node)]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Graph:

@@ -81,6 +81,12 @@ class Place:
             and self.spec.padding in ("same", _even(self.spec, height))
         )
 
+    def admits(self, kernel: int, size: tuple[int, ...]) -> bool:
+        """Whether images of (H, W) can be padded for a kernel: a mirror has a pixel less than they, a copy as many."""
+        most = {"reflect": -1, "circular": 0}.get(self.spec.padding_mode)
+        pads = zip(_even(self.spec, kernel), size, strict=True)
+        return most is None or all(pad <= pixels + most for pad, pixels in pads)
+
     def _is_fused(self, option: str) -> bool:
         return self.role == "expansion" and option == "fused"
 

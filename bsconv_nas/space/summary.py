@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bsconv_nas.cost.analytic import COLUMNS, CostModel
+from bsconv_nas.cost.analytic import CostModel
 from bsconv_nas.space.counting import count_networks
+from bsconv_nas.space.extremes import extremes
 from bsconv_nas.space.graph import Fixed
-from bsconv_nas.space.sampling import extremes
 from bsconv_nas.space.table import Dimension
 
 __all__ = ["Column", "Summary", "summarise"]
@@ -31,9 +31,13 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Dimensions, what is fixed and why, the number of distinct networks, and their costs."""
+    """Dimensions, on how much each acts, what is fixed and why, the number of distinct networks, and their costs.
+
+    `acts_on` counts places, width groups or blocks; an inverted residual is one place.
+    """
 
     dimensions: tuple[Dimension, ...]
+    acts_on: tuple[int, ...]
     fixed: tuple[Fixed, ...]
     networks: int
     columns: tuple[Column, ...]
@@ -47,9 +51,10 @@ def summarise(model: CostModel, seed: int = 0) -> Summary:
     drawn = model.costs(population)
     least, most = extremes(model)
     columns = []
-    for i, name in enumerate(COLUMNS):
+    for i, name in enumerate(model.columns):
         low = int(model.costs(least[i : i + 1])[name][0])
         high = int(model.costs(most[i : i + 1])[name][0])
         counts, edges = np.histogram(drawn[name], bins=BINS, range=(low, max(high, low + 1)))
         columns.append(Column(name, low, high, tuple(edges.tolist()), tuple(counts.tolist())))
-    return Summary(table.dimensions, table.fixed, count_networks(table), tuple(columns))
+    acts_on = tuple(len(d.members if d.kind != "conv" else table.graph.once(d.members)) for d in table.dimensions)
+    return Summary(table.dimensions, acts_on, table.fixed, count_networks(table), tuple(columns))

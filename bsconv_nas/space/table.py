@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ Population = npt.NDArray[np.int64]
 Value = str | float | int
 At = Mapping[int, int] | Sequence[int]  # the chosen option of each dimension that matters
 Kind = Literal["depth", "width", "expand", "kernel", "conv"]
+TABULATED = 1 << 12  # cells, up to which canonical options are looked up
 KINDS: tuple[Kind, ...] = ("depth", "width", "expand", "kernel", "conv")  # what each means depends on those before it
 
 
@@ -219,30 +221,23 @@ class Table:
         chosen = tuple(population[:, d] for d in self.meaning_dimensions(node))
         return np.broadcast_to(ids[chosen], (len(population), ids.shape[-1]))
 
-    def _same(self, population: Population, index: int, option: int) -> npt.NDArray[np.bool_]:
-        """Return where `option` of dimension `index` would give the network that stands in the row, shape (n,)."""
-        same = np.ones(len(population), dtype=np.bool_)
-        for member in self.dimensions[index].members:
-            same &= self._alike(population, index, member, option) | ~self.alive(population, self.home(index, member))
-        return same
-
     def home(self, index: int, member: int) -> int | None:
         """Return the block that a member of a dimension lives in."""
         of_groups = self.dimensions[index].kind in ("width", "expand")
         return self.graph.groups[member].block if of_groups else self.graph.nodes[member].block
 
-    def _alike(self, population: Population, index: int, member: int, option: int) -> npt.NDArray[np.bool_]:
-        """Return where `option` gives one member what the chosen one does, shape (n,)."""
-        chosen = population[:, index]
-        match self.dimensions[index].kind:
-            case "width" | "expand":
-                scope, table = self.group_dimensions[member], self.group_channels[member]
-                other = tuple(np.full_like(chosen, option) if d == index else population[:, d] for d in scope)
-                return np.asarray(table[tuple(population[:, d] for d in scope)] == table[other])
-            case "conv":
-                meanings = self.meanings(population, member)
-                return np.asarray(np.take_along_axis(meanings, chosen[:, None], axis=1)[:, 0] == meanings[:, option])
-        return np.asarray(chosen == option)
+    def _effects(self, population: Population, index: int, member: int) -> npt.NDArray[np.int64]:
+        """Return ids of what each option of a dimension gives one member, (n, options): equal ids, same effect."""
+        dimension = self.dimensions[index]
+        if dimension.kind == "conv":
+            return self.meanings(population, member)
+        if dimension.kind in ("width", "expand"):
+            scope = self.group_dimensions[member]
+            channels = np.moveaxis(self.group_channels[member], scope.index(index), -1)
+            effects = channels[tuple(population[:, d] for d in scope if d != index)]
+        else:
+            effects = np.arange(len(dimension.options))
+        return np.broadcast_to(effects, (len(population), len(dimension.options)))
 
     def canonical(self, population: Population) -> Population:
         """Return the population with every row replaced by the canonical row of the same network.
@@ -251,18 +246,40 @@ class Table:
         """
         out = np.array(population, dtype=np.int64)
         for kind in KINDS[1:]:
-            for index, dimension in enumerate(self.dimensions):
-                if dimension.kind == kind:
-                    out[:, index] = self.canonical_option(out, index)
+            for index in (i for i, dimension in enumerate(self.dimensions) if dimension.kind == kind):
+                out[:, index] = self.canonical_option(out, index)
         return out
 
     def canonical_option(self, population: Population, index: int) -> npt.NDArray[np.int64]:
         """Return the first option of dimension `index` that gives the same network as the chosen one, shape (n,)."""
-        first = population[:, index].copy()
-        if self.dimensions[index].kind != "depth":
-            for option in reversed(range(len(self.dimensions[index].options))):
-                first[self._same(population, index, option)] = option
-        return first
+        scope, table = self._canonical_options[index]
+        return self._first_alike(population, index) if table is None else table[tuple(population[:, d] for d in scope)]
+
+    @cached_property
+    def _canonical_options(self) -> list[tuple[tuple[int, ...], npt.NDArray[np.int64] | None]]:
+        """Per dimension: those that decide its canonical option, and it as a table over them, where that is small."""
+        found = []
+        for index, dimension in enumerate(self.dimensions):
+            scope = tuple(dict.fromkeys(d for m in dimension.members for d in self.deciding(index, m))) or (index,)
+            sizes = self.sizes[list(scope)]
+            table = None
+            if math.prod(sizes.tolist()) <= TABULATED:
+                rows = np.zeros((math.prod(sizes.tolist()), len(self.dimensions)), dtype=np.int64)
+                rows[:, list(scope)] = list(np.ndindex(*sizes))
+                table = self._first_alike(rows, index).reshape(sizes)
+            found.append((scope, table))
+        return found
+
+    def _first_alike(self, population: Population, index: int) -> npt.NDArray[np.int64]:
+        chosen, dimension = population[:, index], self.dimensions[index]
+        if dimension.kind == "depth":
+            return chosen.copy()
+        same = np.ones((len(population), len(dimension.options)), dtype=np.bool_)
+        for member in dimension.members:
+            effects = self._effects(population, index, member)
+            alike = effects == np.take_along_axis(effects, chosen[:, None], axis=1)
+            same &= alike | ~self.alive(population, self.home(index, member))[:, None]
+        return np.asarray(same.argmax(axis=1))
 
     def resolve(self, indices: Sequence[int]) -> dict[str, Value]:
         """Return what the network consists of: operator of each place, channels of each group, blocks of each stage.
@@ -271,24 +288,49 @@ class Table:
         options, masked choices and kernels that nobody asked for leave no trace.
         """
         out: dict[str, Value] = {}
-        for index, (dimension, chosen) in enumerate(zip(self.dimensions, indices, strict=True)):
-            if dimension.kind == "depth":
-                out[dimension.name] = dimension.options[chosen]
-                continue
-            for member in dimension.members:
-                if self.is_alive(self.home(index, member), indices):
-                    out |= self._resolved(dimension, member, indices)
+        for part, scope, known in self._parts:
+            cell = tuple([indices[d] for d in scope])
+            if cell not in known:
+                known[cell] = self._resolved(*part, dict(zip(scope, cell, strict=True)))
+            out |= known[cell]
         return out
 
-    def _resolved(self, dimension: Dimension, member: int, indices: Sequence[int]) -> dict[str, Value]:
+    @cached_property
+    def _parts(self) -> list[tuple[tuple[int, int], tuple[int, ...], dict[tuple[int, ...], dict[str, Value]]]]:
+        """Each dimension and member, the dimensions that decide what it is, and that as far as it was asked for."""
+        return [
+            ((index, member), self.deciding(index, member), {})
+            for index, dimension in enumerate(self.dimensions)
+            for member in (dimension.members if dimension.kind != "depth" else (0,))
+        ]
+
+    def deciding(self, index: int, member: int) -> tuple[int, ...]:
+        """Return the dimensions that decide what a dimension gives one member."""
+        kind, found = self.dimensions[index].kind, [index]
+        if kind == "depth":
+            return (index,)
+        if kind == "conv":
+            found += self.meaning_dimensions(member)
+        elif kind in ("width", "expand"):
+            found += self.group_dimensions[member]
+        block = self.home(index, member)
+        if block is not None and block in self.depth_dimension:
+            found.append(self.depth_dimension[block])
+        return tuple(dict.fromkeys(found))
+
+    def _resolved(self, index: int, member: int, at: At) -> dict[str, Value]:
+        dimension = self.dimensions[index]
+        if dimension.kind == "depth":
+            return {dimension.name: dimension.options[at[index]]}
+        if not self.is_alive(self.home(index, member), at):
+            return {}
         if dimension.kind in ("width", "expand"):
-            return {f"width.{self.graph.groups[member].name}": self.channels_at(member, indices)}
+            return {f"width.{self.graph.groups[member].name}": self.channels_at(member, at)}
         path = self.graph.nodes[member].path
         if dimension.kind == "kernel":
-            size = self.kernel_at(member, indices)
+            size = self.kernel_at(member, at)
             return {} if size is None or size == self.place(member).spec.kernel[0] else {f"kernel.{path}": size}
-        cell = tuple(indices[d] for d in self.meaning_dimensions(member))
-        meaning = self._meanings[member][1][cell][indices[self.conv_dimension[member]]]
+        meaning = self._meanings[member][1][tuple(at[d] for d in self.meaning_dimensions(member))][at[index]]
         return {f"{dimension.name.partition('.')[0]}.{path}": meaning}
 
     def architecture(self, indices: Sequence[int]) -> Architecture:

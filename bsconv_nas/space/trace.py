@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bsconv_nas.errors import SpaceError, suggest
+from bsconv_nas.errors import SpaceError, first_line, suggest
+from bsconv_nas.space.base import LARGEST
 from bsconv_nas.space.graph import Block, Fixed, Graph, Group, Node
 from bsconv_nas.space.places import Place
+from bsconv_nas.space.trace_activations import with_own_activations
 from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_paths
+from bsconv_nas.space.trace_failures import check_shapes, explained
 from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
@@ -26,6 +29,14 @@ from bsconv_nas.space.trace_symbolic import acts_as, reads_training, symbolic_gr
 from bsconv_nas.space.trace_values import Variables
 
 __all__ = ["trace"]
+
+# By the names of their classes, what to take instead.
+WRAPPERS = {
+    "ScriptModule": "the module that it was made of",
+    "OptimizedModule": "the module before torch.compile",
+    "DataParallel": "its .module",
+    "DistributedDataParallel": "its .module",
+}
 
 
 def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[str] = ()) -> Graph:
@@ -42,48 +53,98 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     """
     if not isinstance(module, nn.Module):
         raise SpaceError(f"A base must be a torch.nn.Module, but got {type(module).__name__!r}: return the network.")
-    if not (len(input_size) == 3 and all(isinstance(n, int) and n >= 1 for n in input_size)):
-        raise SpaceError(f"input_size must be (channels, height, width), each at least 1, but got {input_size!r}.")
-    meta = _without_values(module).eval()
+    if not (len(input_size) == 3 and all(type(n) is int and 1 <= n <= LARGEST for n in input_size)):
+        raise SpaceError(
+            f"input_size must be (channels, height, width), each from 1 to {LARGEST}, but got {input_size!r}."
+        )
+    _check_plain(module)
+    check_shapes(module)
+    _check_type(module)
+    meta = with_own_activations(_without_values(module).eval())
     _check_leaves(meta, leaves)
-    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), None)
-    image = torch.empty(1, *input_size, dtype=dtype, device="meta")
-    recorder = Recorder(fx.GraphModule(meta, symbolic_graph(meta, leaves)), meta)
-    result = _run(recorder, image, type(module).__name__)
+    image = torch.empty(1, *input_size, dtype=torch.float32, device="meta")
+    recorder, result = _recorded(module, meta, leaves, image)
     if not isinstance(result, torch.Tensor) or result.dim() != 2:
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must return logits of shape (N, classes) for a batch of shape "
             f"{tuple(image.shape)}, but returned {_shape_or_type(result)}: flatten and classify, or wrap the network."
         )
     if recorder.unread or reads_training(type(module)):  # training may compute something else
-        training = Recorder(fx.GraphModule(meta, symbolic_graph(meta, leaves, training=True)), meta, recorder)
-        _run(training, image, type(module).__name__)
+        training, answer = _recorded(module, meta, leaves, image, recorder)
+        _check_training(module, answer, result.shape)
         training.fix_what_is_new(recorder)
+        recorder.read_in_training = recorder.unread.keys() - training.unread.keys()
     return _assemble(meta, recorder, input_size, int(result.shape[1]))
 
 
-def _run(recorder: Recorder, image: torch.Tensor, name: str) -> Any:
-    """Return what a network computes of an image, and record it."""
-    try:
-        with torch.no_grad():
-            return recorder.run(image)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+def _check_training(module: nn.Module, answer: Any, shape: torch.Size) -> None:
+    """Refuse a forward that answers in training with anything but logits and, behind them, auxiliary ones."""
+    parts = answer if isinstance(answer, tuple | list) else (answer,)
+    wrong = [part for part in parts if part is not None and getattr(part, "shape", None) != shape]
+    if wrong or parts[:1] == (None,):
         raise SpaceError(
-            f"The forward of {name!r} must accept a batch of shape {tuple(image.shape)}, but: "
-            f"{str(error).splitlines()[0].rstrip('.')}; set base.input_size (data.channels and data.resolution in an "
-            "experiment), or the base's own arguments."
-        ) from None
+            f"The forward of {type(module).__name__!r} must return logits of shape {tuple(shape)} in training too, "
+            f"alone or before those of auxiliary classifiers, but returned {_shape_or_type((*wrong, None)[0])}: return "
+            "what is no classifier's in evaluation alone, or wrap the network."
+        )
+
+
+def _recorded(
+    module: nn.Module, meta: nn.Module, leaves: Sequence[str], image: torch.Tensor, other: Recorder | None = None
+) -> tuple[Recorder, Any]:
+    """Return the record of what `module` does with an image, and its answer; in training with that of evaluation.
+
+    Raises:
+        SpaceError: its forward fails even when it is simply called, cannot be traced, or needs values.
+    """
+    training = other is not None
+    try:
+        graph, uses = symbolic_graph(meta, leaves, training)
+        recorder = Recorder(fx.GraphModule(meta, graph), meta, uses, other)
+        with torch.no_grad():
+            return recorder, recorder.run(image)
+    except Exception as error:  # whatever the user's forward raises
+        raise explained(module, meta, image, training, error) from None
+
+
+def _check_plain(module: nn.Module) -> None:
+    """Refuse what is around or instead of a module and hides its layers."""
+    for path, inner in module.named_modules():
+        wrapper = next((cls.__name__ for cls in type(inner).__mro__ if cls.__name__ in WRAPPERS), None)
+        if wrapper is not None:
+            raise SpaceError(
+                f"A base must show its layers, but {repr(path) if path else 'it'} is a {wrapper}: hand over "
+                f"{WRAPPERS[wrapper]}."
+            )
+
+
+def _check_type(module: nn.Module) -> None:
+    """Refuse a base whose weights are all of another type than the images and the trainer have."""
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if types and torch.float32 not in types:
+        raise SpaceError(
+            f"A base must have float32 weights, but those of {type(module).__name__!r} are {min(map(str, types))}: "
+            "call its float()."
+        )
 
 
 def _without_values(module: nn.Module) -> nn.Module:
     """Return a copy on the meta device; weights that modules share stay shared."""
     empty: dict[int, Any] = {id(b): b.to("meta") for b in module.buffers()}
     empty |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    return copy.deepcopy(module, empty)
+    try:
+        return copy.deepcopy(module, empty)
+    except Exception as error:  # whatever the user's module raises when it is copied
+        name, reason = type(module).__name__, first_line(error).partition(". ")[0]
+        raise SpaceError(
+            f"A base must be copied by copy.deepcopy, but {name!r} cannot: {reason}; "
+            "hold locks, files and computed tensors outside, and weights in torch.nn.utils.parametrizations."
+        ) from None
 
 
 def _shape_or_type(result: Any) -> str:
-    return str(tuple(result.shape)) if isinstance(result, torch.Tensor) else type(result).__name__
+    name = type(result).__name__.removeprefix("immutable_")  # as torch.fx calls its own lists and tables
+    return str(tuple(result.shape)) if isinstance(result, torch.Tensor) else name
 
 
 def _check_leaves(module: nn.Module, leaves: Sequence[str]) -> None:
@@ -99,7 +160,7 @@ def _check_leaves(module: nn.Module, leaves: Sequence[str]) -> None:
 def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int, int], classes: int) -> Graph:
     variables, values = recorder.variables, recorder.values
     roots = sorted({variables.root(value.variable) for value in values.values()})
-    blocks = droppable_blocks(module, values, variables)
+    blocks, kept = droppable_blocks(module, values, variables, recorder.uses)
     traced = [_node(module, recorder, n, roots, blocks) for n in values]
     unread = _count_unread(module, recorder, traced, blocks)
     resolutions = _resolutions(module, recorder)
@@ -107,7 +168,7 @@ def _assemble(module: nn.Module, recorder: Recorder, input_size: tuple[int, int,
     activations = {kind.__name__: name for kind, name in ACTIVATIONS.items() if isinstance(kind, type)}
     nodes = fused(traced, activations, _norms(module, values))
     widths = [Fixed(f"width.{group.name}", group.reason) for group in groups if group.reason]
-    fixed = (*recorder.fixed, *_uncalled(module, traced), *unread, *widths)
+    fixed = (*recorder.fixed, *kept, *_uncalled(module, recorder), *unread, *widths)
     return Graph(tuple(nodes), groups, tuple(blocks), fixed, input_size, classes)
 
 
@@ -152,12 +213,13 @@ def _count_unread(module: nn.Module, recorder: Recorder, nodes: list[Node], bloc
         block = next((i for i, b in enumerate(blocks) if path.startswith(f"{b.path}.")), None)
         at = next(i for i, node in enumerate(nodes) if node.block == block)
         nodes[at] = dataclasses.replace(nodes[at], params=nodes[at].params + module.get_parameter(path).numel())
-    return [Fixed(path, "its values are not read by the forward") for path in recorder.unread.values()]
+    reasons = {True: "its values are read in training alone", False: "its values are not read by the forward"}
+    return [Fixed(path, reasons[key in recorder.read_in_training]) for key, path in recorder.unread.items()]
 
 
-def _uncalled(module: nn.Module, nodes: list[Node]) -> list[Fixed]:
+def _uncalled(module: nn.Module, recorder: Recorder) -> list[Fixed]:
     """Name the convolutions that the trace did not come by, and why."""
-    called = {node.path for node in nodes}
+    called = {str(n.target) for n in recorder.graph.nodes if n.op == "call_module"}
     found = []
     for path, child in module.named_modules():
         if isinstance(child, nn.Conv2d) and path not in called:

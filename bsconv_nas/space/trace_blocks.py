@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import fx, nn
 
-from bsconv_nas.space.graph import Block
+from bsconv_nas.space.graph import Block, Fixed
 from bsconv_nas.space.trace_rules import ACTIVATIONS, ADDITIONS
 from bsconv_nas.space.trace_values import Value, Variables
 
@@ -24,29 +26,39 @@ def element(module: nn.Module, n: fx.Node) -> str:
     return next((path for path, inside in zip(paths, around, strict=True) if inside), "")
 
 
-def droppable_blocks(module: nn.Module, values: dict[fx.Node, Value], variables: Variables) -> list[Block]:
-    """Return the blocks whose input reaches their final add unchanged, stage by stage.
+def droppable_blocks(
+    module: nn.Module, values: dict[fx.Node, Value], variables: Variables, uses: Mapping[str, str]
+) -> tuple[list[Block], list[Fixed]]:
+    """Return the blocks whose input reaches their final add unchanged, stage by stage, and those that stay for a use.
 
     Only the outermost such children of each sequential count; a stage is a maximal run of them with one width group.
     """
     blocks: list[Block] = []
+    kept: list[Fixed] = []
     for path, parent in module.named_modules():
         if isinstance(parent, nn.Sequential) and not any(f"{path}.".startswith(f"{b.path}.") for b in blocks):
-            runs = _runs(module, path, parent, values, variables)
+            groups = _groups(module, path, parent, values, variables)
+            used = [child for child, group in groups.items() if group is not None and child in uses]
+            kept += [Fixed(f"depth.{child}", f"{child} cannot be dropped: {uses[child]}") for child in used]
+            runs = _runs({child: None if child in used else group for child, group in groups.items()})
             for run in runs:
                 stage = path if len(runs) == 1 and path else run[0]
                 blocks += [Block(child, stage, position) for position, child in enumerate(run)]
-    return blocks
+    return blocks, kept
 
 
-def _runs(
+def _groups(
     root: nn.Module, path: str, parent: nn.Sequential, values: dict[fx.Node, Value], variables: Variables
-) -> list[list[str]]:
+) -> dict[str, int | None]:
+    """Return the width group of each child of a sequential that is a droppable block, and None for the others."""
+    children = {f"{path}.{name}" if path else name: child for name, child in parent.named_children()}
+    return {name: _residual_group(root, name, child, values, variables) for name, child in children.items()}
+
+
+def _runs(groups: Mapping[str, int | None]) -> list[list[str]]:
     runs: list[list[str]] = []
     previous = None
-    for name, child in parent.named_children():
-        child_path = f"{path}.{name}" if path else name
-        group = _residual_group(root, child_path, child, values, variables)
+    for child_path, group in groups.items():
         if group is not None and group == previous:
             runs[-1].append(child_path)
         elif group is not None:
@@ -61,13 +73,14 @@ def _residual_group(
     """Return the width group of a block that can be dropped, or None if it cannot."""
     if isinstance(child, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in child.modules()):
         return None
-    members = {n for n in values if path in module_paths(n)}
+    nodes = set(next(iter(values)).graph.nodes)
+    members = {n for n in nodes if path in module_paths(n)}  # sizes among them
     entries = {source for n in members for source in n.all_input_nodes if source not in members}
     ends = [n for n in members if any(user not in members for user in n.users)]
-    if len(entries) != 1 or len(ends) != 1 or _weights(root, members) & _weights(root, values.keys() - members):
+    if len(entries) != 1 or len(ends) != 1 or _weights(root, members) & _weights(root, nodes - members):
         return None
     (entry,), (end,) = entries, ends
-    if entry not in values or any(user not in members for user in entry.users):
+    if entry not in values or end not in values or any(user not in members for user in entry.users):
         return None
     add = _final_add(root, end, members)
     unchanged = add is not None and entry in add.all_input_nodes and values[entry].shape == values[end].shape
@@ -89,7 +102,7 @@ def _final_add(root: nn.Module, end: fx.Node, members: set[fx.Node]) -> fx.Node 
         if not _is_activation(root, n) or n.all_input_nodes[0] not in members:
             return None
         n = n.all_input_nodes[0]
-    return n
+    return n if n.kwargs.get("alpha", 1) == 1 else None  # torch.add may scale what it adds
 
 
 def _is_activation(root: nn.Module, n: fx.Node) -> bool:

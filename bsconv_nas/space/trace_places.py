@@ -100,7 +100,9 @@ class _Finder:
                 return "none", ""
             case ["norm"]:
                 return "bn", ""
-            case ["norm", activation] if activation != "norm":
+            case [activation] if activation:
+                return "act", activation
+            case ["norm", activation] if activation not in ("", "norm"):
                 return "bn_act", activation
         return "", ""
 

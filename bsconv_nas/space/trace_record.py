@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,17 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.space.graph import Fixed
-from bsconv_nas.space.trace_rules import FUNCTION_RULES, MODULE_RULES, bare_parameter, fixed_parameter, opaque, same
+from bsconv_nas.space.trace_failures import check_types
+from bsconv_nas.space.trace_rules import (
+    ACTIVATIONS,
+    FUNCTION_RULES,
+    MODULE_RULES,
+    NORMS,
+    bare_parameter,
+    fixed_parameter,
+    opaque,
+    same,
+)
 from bsconv_nas.space.trace_symbolic import acts_as
 from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
 
@@ -20,6 +31,7 @@ __all__ = ["Recorder", "label"]
 
 # The multiply-adds of convolutions and linear layers, as torch calls them below its modules.
 COUNTED = frozenset({torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm})
+OWN = {"weight", "bias"}
 CHANNELS = 1  # the axis
 CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 
@@ -27,20 +39,26 @@ CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 class Recorder(fx.Interpreter):
     """Runs the graph once on the meta device and applies a rule to every node.
 
-    With `other`, the recorder of another graph of `base`, a layer reads and writes the same channels in both.
+    `uses` tells of modules, by their paths, how the network uses them beside calling them on one tensor. With `other`,
+    the recorder of another graph of `base`, a layer reads and writes the same channels in both.
     """
 
-    def __init__(self, module: fx.GraphModule, base: nn.Module, other: Recorder | None = None) -> None:
+    def __init__(
+        self, module: fx.GraphModule, base: nn.Module, uses: Mapping[str, str], other: Recorder | None = None
+    ) -> None:
         super().__init__(module)
+        self.uses = uses
         self.variables: Variables = other.variables if other else Variables()
         self.layers: dict[str, tuple[int, int]] = other.layers if other else {}
         self.values: dict[fx.Node, Value] = {}
         self.fields: dict[fx.Node, dict[str, Any]] = {}
         self.fixed: list[Fixed] = []
         self.unread = {id(p): path for path, p in base.named_parameters()}
+        self.read_in_training: set[int] = set()  # those of them that the other mode reads
         self._owners = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
         self._read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
         self._tuples: dict[fx.Node, list[Value]] = {}
+        self._owed: dict[fx.Node, int] = {}  # the MACs of what answers with a tuple
         self._storages: dict[int, int] = {}
         self._untouched = False  # whether the running node hands over its very input
         self._kept: list[torch.Tensor] = []  # a freed storage's address may come again
@@ -51,16 +69,23 @@ class Recorder(fx.Interpreter):
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
         self._untouched = entered == [(id(result), _version(result))]
+        flops = counter.get_flop_counts().get("Global", {})
         if n.op == "output":
             self._fix(n, "the network's output")
         elif isinstance(result, torch.Tensor):
-            self._record(n, result, self._macs(n, counter.get_flop_counts().get("Global", {})))
+            self._record(n, result, self._macs(n, flops))
         elif isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
             self._fix(n, f"enters {label(self.module, n)}")
             self._tuples[n] = self._inputs(n)
+            self._owed[n] = self._macs(n, flops)
         elif not self._spares_channels(n):
             self._fix(n, f"its size is read by {n.name}")
         return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a layer computes from values of a type that it takes."""
+        check_types(str(target), self.module.get_submodule(str(target)), next(iter((*args, *kwargs.values())), None))
+        return super().call_module(target, args, kwargs)
 
     def fix_what_is_new(self, other: Recorder) -> None:
         """Fix what those weights meet that `other` has not come by: nothing there would resize them with it."""
@@ -69,6 +94,10 @@ class Recorder(fx.Interpreter):
             if n.op in ("call_module", "get_attr") and n.target not in known and self._weights(n):
                 self._fix(n, f"is read by {n.target} in training alone")
                 self.variables.fix(value.variable, f"is written by {n.target} in training alone")
+
+    def _new_weights(self, n: fx.Node) -> int:
+        """Return how many parameters a node reads that none before it has read."""
+        return sum(p.numel() for p in self._weights(n) if self.unread.pop(id(p), None))
 
     def _weights(self, n: fx.Node) -> list[nn.Parameter]:
         """Return the parameters of the module that a node calls, or the one that it reads."""
@@ -102,6 +131,9 @@ class Recorder(fx.Interpreter):
         storage = self._storages.setdefault(result.untyped_storage()._cdata, len(self.values))
         visit.fields["alias"] = storage if storage < len(self.values) else None
         visit.fields["inputs"] = tuple(value.node for value in visit.values)
+        for source in self._owed.keys() & n.all_input_nodes:  # the first that reads a tuple has the cost of its making
+            visit.fields["macs"] = visit.fields.get("macs", 0) + self._owed.pop(source)
+            visit.fields["params"] = visit.fields.get("params", 0) + self._new_weights(source)
         self.fields[n] = visit.fields
         self.values[n] = Value(variable, features, len(self.values), visit.shape)
         self._kept.append(result)
@@ -109,7 +141,7 @@ class Recorder(fx.Interpreter):
     def _visit(self, n: fx.Node, shape: tuple[int, ...], macs: int) -> Visit:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         path = str(n.target) if n.op in ("call_module", "get_attr") else ""
-        weights = sum(p.numel() for p in self._weights(n) if self.unread.pop(id(p), None))
+        weights = self._new_weights(n)
         if n.op != "get_attr" or (len(shape) > 1 and shape[0] == 1):
             shape = shape[1:]
         name, values = label(self.module, n), self._inputs(n)
@@ -132,8 +164,11 @@ class Recorder(fx.Interpreter):
     def _module_rule(self, path: str, module: nn.Module) -> Rule:
         """Return the rule of a module; one without state that is the identity here only disturbs in training."""
         kind = acts_as(module)
-        if kind in MODULE_RULES and self._is_plain(path, module):
+        reason = self._why_opaque(path, module)
+        if kind in MODULE_RULES and not reason:
             return MODULE_RULES[kind]
+        if kind is nn.Conv2d:
+            return lambda visit: opaque(visit, reason)
         return same if self._untouched and not [*module.parameters(), *module.buffers()] else opaque
 
     def _spares_channels(self, n: fx.Node) -> bool:
@@ -152,15 +187,21 @@ class Recorder(fx.Interpreter):
         if weight is None:
             return lambda visit: visit.fresh(f"the buffer {visit.path}")
         owner = self.module.get_submodule(visit.path.rpartition(".")[0])
-        alone = self._owners[id(weight)] == 1 and type(owner) not in MODULE_RULES
+        alone = self._owners[id(weight)] == 1 and acts_as(owner) not in MODULE_RULES
         return bare_parameter if alone else fixed_parameter
 
-    def _is_plain(self, path: str, module: nn.Module) -> bool:
-        """Whether nothing but a module's own forward, weight and bias decides what it does."""
-        hooks = (module._forward_hooks, module._forward_pre_hooks)
-        own = dict(module.named_parameters())
+    def _why_opaque(self, path: str, module: nn.Module) -> str:
+        """Return what but a module's own forward, weight and bias has a say, or "" if nothing has.
+
+        What may be replaced may have no other use than to be called: its stand-in has other attributes.
+        """
+        own, kind = dict(module.named_parameters()), acts_as(module)
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "has hooks"
+        if path in self.uses and (own or kind in NORMS or kind in ACTIVATIONS):
+            return self.uses[path]
         shared = any(self._owners[id(p)] > 1 for p in own.values())
-        return not (any(hooks) or shared or path in self._read or own.keys() - {"weight", "bias"})
+        return "has weights that others use too" if shared or path in self._read or own.keys() - OWN else ""
 
 
 def label(root: nn.Module, n: fx.Node) -> str:

@@ -31,6 +31,18 @@ __all__ = [
     "same",
 ]
 
+# Over the last two axes, of which the channels are one where a tensor has no more than (N, C, W).
+PLANAR_MODULES: tuple[Any, ...] = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+    nn.ConstantPad2d,
+    nn.CircularPad2d,
+)
 # Each output channel depends on the same input channel alone, whatever the number of channels.
 PER_CHANNEL_MODULES = (
     nn.Identity,
@@ -54,18 +66,17 @@ PER_CHANNEL_MODULES = (
     nn.AlphaDropout,
     nn.Dropout,
     nn.Dropout2d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.ReplicationPad2d,
-    nn.ConstantPad2d,
-    nn.CircularPad2d,
+    *PLANAR_MODULES,
     nn.UpsamplingNearest2d,
     nn.UpsamplingBilinear2d,
     nn.Upsample,
+)
+PLANAR: tuple[Any, ...] = (
+    *PLANAR_MODULES,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d,
 )
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.InstanceNorm2d)
 PER_CHANNEL_FUNCTIONS: frozenset[Any] = frozenset(
@@ -167,14 +178,13 @@ ACTIVATIONS: dict[Any, str] = {
 }
 
 
-def opaque(visit: Visit) -> tuple[int, int]:
-    """Fix whatever enters and leaves an operation that no rule knows."""
+def opaque(visit: Visit, reason: str = "") -> tuple[int, int]:
+    """Fix whatever enters and leaves an operation that no rule knows; `reason` says why a convolution is one."""
     for value in visit.values:
         visit.variables.fix(value.variable, f"enters {visit.label}")
     visit.fields |= {"params": visit.weights, "macs": visit.macs}
     if isinstance(visit.module, nn.Conv2d):
-        is_own = type(visit.module).forward is nn.Conv2d.forward
-        visit.reason = "has hooks, or weights that others use too" if is_own else "its class has a forward of its own"
+        visit.reason = reason or "its class has a forward of its own"
     return visit.fresh(f"leaves {visit.label}")
 
 
@@ -197,6 +207,11 @@ def same(visit: Visit) -> tuple[int, int]:
     if len(visit.values) > 1:
         return join(visit)
     return visit.same() if visit.values else visit.fresh("no tensor enters")
+
+
+def _planar(visit: Visit) -> tuple[int, int]:
+    """Keep the channels of (N, C, H, W); of a tensor with fewer axes they would be pooled or padded."""
+    return visit.same() if len(visit.shape) == 3 else opaque(visit)
 
 
 def _conv(visit: Visit) -> tuple[int, int]:
@@ -310,9 +325,11 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {
     nn.Flatten: _flatten,
     **dict.fromkeys(NORMS, _norm),
     **dict.fromkeys(PER_CHANNEL_MODULES, same),
+    **dict.fromkeys((kind for kind in PLANAR if isinstance(kind, type)), _planar),
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **dict.fromkeys(PER_CHANNEL_FUNCTIONS, same),
+    **dict.fromkeys(PLANAR, _planar),
     **dict.fromkeys(JOINING_FUNCTIONS, join),
     **dict.fromkeys((torch.flatten, "flatten", "view", "reshape"), _flatten_call),
     **dict.fromkeys(REDUCTIONS, _reduce),

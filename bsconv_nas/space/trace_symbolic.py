@@ -6,24 +6,27 @@ evaluation, and what the user declares. All else is looked into.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from bsconv_nas.errors import SpaceError
+from bsconv_nas.errors import SpaceError, first_line
+from bsconv_nas.space.trace_failures import TORCH, place
 from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
 
-__all__ = ["acts_as", "reads_training", "symbolic_graph"]
+__all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-TORCH = str(Path(torch.__file__).parent)
+ROOM = str(Path(__file__).parent)
 Calls = list[tuple[Any, ...]]
 
 
@@ -47,8 +50,64 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def symbolic_graph(module: nn.Module, leaves: Sequence[str] = (), training: bool = False) -> fx.Graph:
-    """Return the graph of what `module` computes in evaluation, or in training; the module is in evaluation mode.
+class _Watcher(_Tracer):
+    """Traces one network as it is called with one batch; `uses` tells of modules what is done but to call them so."""
+
+    def __init__(self, root: nn.Module, leaves: Sequence[str]) -> None:
+        super().__init__(leaves)
+        self.uses: dict[str, str] = {}
+        self._paths = {id(module): path for path, module in root.named_modules() if path}
+        self._called: list[int] = []
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) != 1 or kwargs:
+            self._note(m, "it is called with more than one unnamed argument")
+        self._called.append(id(m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._called.pop()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with self._watched():
+            return super().trace(root, concrete_args)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: dict[str, Any] | tuple[Any, ...] | None = None
+    ) -> tuple[Any, list[Any]]:
+        """Return the forward as called with a batch alone, so that all else has its default, and what it takes."""
+        names = [name for name in inspect.signature(root_fn).parameters][1:]
+        image = self.create_proxy("placeholder", names[0] if names else "x", (), {})
+        return (lambda root, batch: root_fn(root, batch)), [self.root, image]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Note for a while what code outside torch and this room reads of modules that are not running."""
+        plain = nn.Module.__getattribute__
+
+        def noted(module: nn.Module, name: str) -> Any:
+            by_user = not sys._getframe(1).f_code.co_filename.startswith((TORCH, ROOM))
+            if by_user and id(module) not in self._called and not name.startswith("__") and name != "training":
+                self._note(module, f"its {name} is read by the forward")
+            return plain(module, name)
+
+        nn.Module.__getattribute__ = noted  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+
+    def _note(self, module: nn.Module, use: str) -> None:
+        if id(module) in self._paths:
+            self.uses.setdefault(self._paths[id(module)], use)
+
+
+def symbolic_graph(
+    module: nn.Module, leaves: Sequence[str] = (), training: bool = False
+) -> tuple[fx.Graph, dict[str, str]]:
+    """Return what `module` computes in evaluation, or in training, and by path how modules are used but by calls.
+
+    The module is in evaluation mode.
 
     Args:
         module: the network.
@@ -58,35 +117,25 @@ def symbolic_graph(module: nn.Module, leaves: Sequence[str] = (), training: bool
     Raises:
         SpaceError: its forward cannot be traced.
     """
-    tracer = _Tracer(leaves)
+    tracer = _Watcher(module, leaves)
     try:
-        with _mode(module, training):
-            return tracer.trace(module)
+        with in_mode(module, training):
+            return tracer.trace(module), tracer.uses
     except Exception as error:  # whatever the user's forward raises under symbolic tracing
         mode = " in training" if training else ""
-        kind = type(module.get_submodule(tracer.failed)).__name__
+        kind, at = type(module.get_submodule(tracer.failed)).__name__, place(error, __file__)
         inside = f" in {tracer.failed!r} ({kind})" if tracer.failed else ""
+        reason = first_line(error).partition(". ")[0]  # torch.fx says more
         keep = f", or keep it whole by base.leaves = [{tracer.failed!r}]" if tracer.failed else ""
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must be traceable by torch.fx{mode}, but{inside}: "
-            f"{_first_line(error)}; {_place(error)}move such code into a module of its own{keep}."
+            f"{reason}; {f'see {at}; ' if at else ''}move such code into a module of its own{keep}."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _place(error: Exception) -> str:
-    """Return the innermost line outside torch that an error went through."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    own = [frame for frame in frames if not frame.filename.startswith(TORCH) and frame.filename != __file__]
-    return f"see {own[-1].filename}:{own[-1].lineno}; " if own else ""
-
-
 @contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Let a module and all inside read a mode for a while."""
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Let a module and all inside read one mode for a while."""
     before = [(m, m.training) for m in module.modules()]
     try:
         for m, _ in before:
@@ -111,11 +160,16 @@ def _is_same_in_training(module: nn.Module) -> bool:
 
 
 def reads_training(kind: type[nn.Module]) -> bool:
-    """Return whether the forward of a class asks for the mode."""
-    try:
-        return "self.training" in inspect.getsource(kind.forward)
-    except (OSError, TypeError):
-        return False
+    """Return whether the forward of a class asks for a mode; its code is asked, as not every class has a text."""
+    return "training" in _names(getattr(kind.forward, "__code__", None))
+
+
+def _names(code: CodeType | None) -> set[str]:
+    """Return the globals and attributes that a function reads, also inside functions of its own."""
+    if code is None:
+        return set()
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return {*code.co_names}.union(*inner)
 
 
 def _torch_layer(kind: type[nn.Module]) -> type[nn.Module] | None:
@@ -148,9 +202,13 @@ def _only_follows(norm: nn.Module) -> bool:
 
 
 def _calls(module: nn.Module, training: bool = False) -> Calls | None:
-    """Return what a module calls on what, without flags and the names of what enters, or None if it has no trace."""
+    """Return what a module calls on what, without flags and the names of what enters, or None if it has no trace.
+
+    A copy is traced: a forward may leave traced tensors in a cache, where the trace of the network would find them.
+    """
     try:
-        with _mode(module, training):
+        module = copy.deepcopy(module)
+        with in_mode(module, training):
             graph = _Tracer().trace(module)
     except Exception:  # whatever the user's forward raises under symbolic tracing
         return None

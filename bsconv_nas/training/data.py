@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import functional
 
 from bsconv_nas.errors import DataError, suggest
 from bsconv_nas.training.images import READ_AT_ONCE, Arrays, Files, Loader, Part, Statistics, resized
@@ -164,6 +163,8 @@ def _prepared(labelled: Labelled, spec: DataSpec) -> Part:
 def _fit(images: NDArray[np.uint8], size: Size, resolution: int | None) -> NDArray[np.uint8]:
     tensor = torch.tensor(images)
     if size[0] != tensor.shape[1]:
+        from torchvision.transforms.v2 import functional
+
         convert = functional.grayscale_to_rgb if size[0] == 3 else functional.rgb_to_grayscale
         tensor = convert(tensor)
     fitting: NDArray[np.uint8] = (tensor if resolution is None else resized(tensor, resolution)).numpy()

@@ -1,4 +1,7 @@
-"""Images as batches: small ones resident on the device as uint8, large ones streamed from their files."""
+"""Images as batches: small ones resident on the device as uint8, large ones streamed from their files.
+
+torchvision is imported where an image is decoded or resized: the processes that train small ones start without it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from bsconv_nas.errors import DataError
 from bsconv_nas.training.augment import Augment
@@ -164,6 +165,8 @@ class _Decoded(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, part: Files, random_crop: bool) -> None:
+        from torchvision.transforms import v2  # here, so that the processes that read are forked with it
+
         self._part = part
         side = part.size[1]
         self._fit = (
@@ -196,6 +199,8 @@ def _read(
 
 
 def _decode(path: str, channels: int) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
     try:
         with Image.open(path) as image:
             decoded: Tensor = functional.pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
@@ -208,6 +213,8 @@ def resized(images: Tensor, side: int) -> Tensor:
     """Return uint8 images (..., C, side, side): the shorter side resized with antialiasing, the centre cropped."""
     if images.shape[-2:] == (side, side):
         return images
+    from torchvision.transforms.v2 import functional
+
     cropped: Tensor = functional.center_crop(functional.resize(images, [side], antialias=True), [side, side])
     return cropped
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from bsconv_nas.errors import ExperimentError, suggest
 
-__all__ = ["FLAG", "Law", "check", "number", "one_of", "optional", "whole"]
+__all__ = ["FLAG", "Law", "check", "is_number", "number", "one_of", "optional", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def number(words: str, holds: Callable[[float], bool]) -> Law:
     return Law(words, lambda value: is_number(value) and holds(value))
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Return whether `value` is a finite int or float; a bool is not one."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -30,6 +30,7 @@ from bsconv_nas.training.recipe import Recipe, learning_rate
 __all__ = ["EpochResult", "Trainer", "evaluate", "train"]
 
 EVALUATION_BATCH = 512
+AUXILIARY = 0.3  # what the loss of an auxiliary classifier counts, as in GoogLeNet
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
 
 Checkpoint = tuple[Mapping[str, Tensor], Mapping[str, Any]]
@@ -87,7 +88,9 @@ class Trainer:
     """A training that can stop after any epoch and go on elsewhere.
 
     Args:
-        model: maps normalised images (N, C, H, W) to logits (N, num_classes); trained in place.
+        model: maps normalised images (N, C, H, W) to logits (N, num_classes), in training also to a tuple of them and
+            those of auxiliary classifiers, whose losses count by 0.3 (Szegedy et al., arXiv 1409.4842); trained in
+            place.
         dataset: with parts `train` and `selection`.
         recipe: how to train.
         seed: of the order, the augmentation and the model's own randomness, not of its initial weights.
@@ -149,9 +152,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Take one step and return its loss, without gradient."""
         with self._guard, self._autocast:
-            logits = self._model(images.to(memory_format=self._format))
-        _check_logits(logits, len(labels), self._classes)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
+            answer = self._model(images.to(memory_format=self._format))
+        loss = self._cross_entropy(answer, labels)
         for penalty in self._penalties:
             loss = loss + penalty()
         self._optimizer.zero_grad()
@@ -161,6 +163,16 @@ class Trainer:
         self._optimizer.step()
         self._average()
         return loss.detach()
+
+    def _cross_entropy(self, answer: Any, labels: Tensor) -> Tensor:
+        """Return the loss of the logits, and of those of auxiliary classifiers that may follow them."""
+        losses = []
+        for logits in answer if isinstance(answer, tuple | list) else (answer,):
+            if logits is not None:  # an auxiliary classifier that is off
+                _check_logits(logits, len(labels), self._classes)
+                smoothing = self._recipe.label_smoothing
+                losses.append(functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing))
+        return losses[0] if len(losses) == 1 else losses[0] + AUXILIARY * torch.stack(losses[1:]).sum()
 
     def _average(self) -> None:
         """Move the EMA weights, faster in the first steps so that short trainings profit too.
@@ -271,10 +283,11 @@ def _stream(seed: int, epoch: int) -> int:
 
 
 def _check_logits(logits: Tensor, count: int, classes: int) -> None:
-    if logits.shape != (count, classes):
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape != (count, classes):
         raise TrainingError(
             f"A model must answer {count} images with one logit a class, {(count, classes)}, but answered with "
-            f"{tuple(logits.shape)}: set its num_classes to the data's."
+            f"{shape or type(logits).__name__}: set its num_classes to the data's."
         )
 
 

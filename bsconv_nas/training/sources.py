@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsconv_nas.errors import DataError, suggest
+from bsconv_nas.errors import BsconvNasError, DataError, described, first_line, suggest
 from bsconv_nas.training.spec import LARGE_PIXELS, RESIDENT_PIXELS, USER, DataSpec, Size, fitted, image_set, locate
 
-__all__ = ["READERS", "Labelled", "ranks", "read", "shape"]
+__all__ = ["READERS", "Labelled", "ranks", "read", "shape", "user_function", "user_module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,36 +173,46 @@ def _folder(spec: DataSpec, test: bool) -> Labelled:
     return labelled
 
 
-def _user_function(name: str) -> Callable[[DataSpec], Any]:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise DataError(
-            f"data.name {name!r} must name an importable module, but {error}: install it or put its folder on "
-            "PYTHONPATH."
-        ) from error
-    except Exception as error:  # the user's code may raise anything
-        raise DataError(f"data.name {name!r} must name an importable module, but {_said(error)}: mend it.") from error
-    function: Callable[[DataSpec], Any] | None = getattr(module, function_name, None)
+def user_function(name: str, key: str, kind: type[BsconvNasError]) -> Callable[..., Any]:
+    """Return the function `package.module:function` that the setting `key` names.
+
+    Raises:
+        BsconvNasError: of that `kind`: it cannot be imported, or there is no such function.
+    """
+    module, function_name = user_module(name, key, kind)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise DataError(f"Module {module_name!r} has no function {function_name!r}: {suggest(function_name, public)}.")
+        raise kind(f"Module {module.__name__!r} has no function {function_name!r}: {suggest(function_name, public)}.")
     return function
 
 
-def _said(error: Exception) -> str:
-    """Return an error's type and the first line of its message."""
-    first = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+def user_module(name: str, key: str, kind: type[BsconvNasError]) -> tuple[ModuleType, str]:
+    """Return the module of `package.module:attribute`, which the setting `key` names, and the attribute's name.
+
+    Raises:
+        BsconvNasError: of that `kind`: it cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        return importlib.import_module(module_name), attribute
+    except (ImportError, ValueError) as error:
+        raise kind(
+            f"{key} {name!r} must name an importable module, but {first_line(error)}: install it or put its folder on "
+            "PYTHONPATH."
+        ) from error
+    except Exception as error:  # the user's code may raise anything
+        raise kind(f"{key} {name!r} must name an importable module, but {described(error)}: mend it.") from error
 
 
 def _called(spec: DataSpec) -> Any:
-    function = _user_function(spec.name)
+    function = user_function(spec.name, "data.name", DataError)
     try:
         return function(spec)
     except Exception as error:  # the user's code may raise anything
-        raise DataError(f"{spec.name} must return images and labels, but raised {_said(error)}: mend it.") from error
+        raise DataError(
+            f"{spec.name} must return images and labels, but raised {described(error)}: mend it."
+        ) from error
 
 
 def _user(spec: DataSpec, test: bool) -> Labelled:

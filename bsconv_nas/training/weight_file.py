@@ -15,7 +15,8 @@ __all__ = ["load_weights", "matching", "read_weights"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 ENTRIES = ("state_dict", "model_state_dict", "model")  # under which training scripts keep the state dict
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+# Prefixes of DistributedDataParallel and torch.compile, also one around the other.
+WRAPPERS = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -54,7 +55,8 @@ def _state_dict(held: Any) -> dict[str, Tensor]:
     for entry in ENTRIES:
         if isinstance(held, Mapping) and isinstance(held.get(entry), Mapping):
             held = held[entry]
-    if not isinstance(held, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+    named = isinstance(held, Mapping) and all(isinstance(name, str) for name in held)
+    if not named or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
         raise ValueError("no state dict")
     return dict(held)
 
@@ -84,20 +86,54 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     Raises:
         RecordError: it belongs to another network: the first name that is missing or unexpected, or of another shape.
     """
+    own = model.state_dict()
+    if odd := next((name for name, value in own.items() if not hasattr(value, "shape")), None):
+        raise RecordError(
+            f"What {type(model).__name__!r} saves must be tensors alone, but {odd!r} is {type(own[odd]).__name__}: "
+            "take its get_extra_state out."
+        )
+    for name, tensor in tensors.items():
+        if flaw := _flaw(tensor):
+            raise RecordError(
+                f"Weights in {where!r} must be dense tensors with values, but {name!r} is {flaw}: save the plain "
+                "weights."
+            )
     if broken := next((n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None):
         raise RecordError(f"Weights in {where!r} must be finite, but {broken!r} is not: take another checkpoint.")
-    if wrong := _first_difference(model.state_dict(), tensors):
-        kind = type(model).__name__
-        raise RecordError(
-            f"Weights in {where!r} must be those of this {kind!r}, but {wrong}: name the network they were trained in."
-        )
+    if wrong := _first_difference(own, tensors):
+        kind, advice = type(model).__name__, _other_classes(own, tensors) or "name the network they were trained in"
+        raise RecordError(f"Weights in {where!r} must be those of this {kind!r}, but {wrong}: {advice}.")
     model.load_state_dict(dict(tensors))
+
+
+def _flaw(tensor: Tensor) -> str:
+    """Return what keeps a tensor from being copied into a weight, or "" if nothing does."""
+    import torch
+
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "on the meta device" if tensor.is_meta else ""
 
 
 def _first_difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     for name, tensor in own.items():
-        if name not in given and not name.endswith("num_batches_tracked"):  # older files lack these counters
+        counts = name.endswith("num_batches_tracked")
+        if name not in given and not counts:  # older files lack these counters
             return f"{name!r} is missing there"
         if name in given and given[name].shape != tensor.shape:
             return f"{name!r} has shape {tuple(given[name].shape)} there and {tuple(tensor.shape)} here"
+        if name in given and given[name].is_floating_point() != tensor.is_floating_point() and not counts:
+            return f"{name!r} is {given[name].dtype} there and {tensor.dtype} here"
     return next((f"{name!r} is unexpected there" for name in given if name not in own), "")
+
+
+def _other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return what to do where nothing but the classifier's outputs differ, or ""."""
+    differ = [(own[n], given[n]) for n in own.keys() & given.keys() if own[n].shape != given[n].shape]
+    sizes = {(len(a), len(b)) for a, b in differ if a.dim() and b.dim() and a.shape[1:] == b.shape[1:]}
+    if own.keys() != given.keys() or len(sizes) != 1 or not 1 <= len(differ) <= 2:
+        return ""
+    ((here, there),) = sizes
+    return f"they are for {there} classes and the network has {here}: set its classes to {there}, or take others"

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torchvision.models as zoo_of_torchvision
 from export_networks import Concatenation, Dropping, Penalised, Tensors, disturbed, mixed, zoo
+from separable_networks import functional, separable
 from torch import fx, nn
 
+import bsconv_nas as nas
 from bsconv_nas.errors import ExportError
 from bsconv_nas.export.probe import images, spread
 from bsconv_nas.export.source import write_source
+from bsconv_nas.export.verify import save_state, verify
 from bsconv_nas.network.models.cifar_resnet import cifar_resnet
 
 
@@ -141,6 +144,82 @@ def test_dropped_blocks_at_the_end_of_a_stage_leave_no_trace():
     assert list(rebuilt(source, network).state_dict()) == list(network.state_dict())
 
 
+class Idle(nn.Module):
+    """Identities at every kind of place: alone, in sequences, in lists that the forward walks, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.shortcut = nn.Identity(), nn.Sequential(nn.Identity(), nn.Sequential())
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Identity(), nn.Identity(), nn.BatchNorm2d(4), nn.Identity())
+        self.walked = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(nn.Identity(), nn.PReLU()), nn.Identity())
+        self.steps = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Identity(), nn.Conv2d(4, 4, 1), nn.Identity()])
+        self.named = nn.ModuleDict({"drop": nn.Identity(), "act": nn.PReLU(4)})
+
+    def forward(self, x):
+        x = self.norm(self.body(x))
+        x = self.walked[2](self.walked[1][1](self.walked[1][0](self.walked[0](x))))
+        for step in self.steps:
+            x = step(x)
+        return self.named["act"](self.named["drop"](x)) + self.shortcut(input=x)
+
+
+def test_identities_are_left_out_of_constructors_and_forwards(tmp_path):
+    network = disturbed(Idle(), (3, 8, 8))
+    source = write_source(network, "A title", (3, 8, 8))
+    model, x = rebuilt(source, network), images((3, 8, 8), torch.Generator().manual_seed(1))
+    assert list(model.state_dict()) == list(network.state_dict())
+    with torch.no_grad():
+        for mode in (True, False):
+            torch.testing.assert_close(model.train(mode)(x), network.train(mode)(x), rtol=0, atol=0)
+    assert source.count("nn.Identity()") == 2  # the ones in the middle of what is walked by position
+    assert not any(name in source for name in ("self.norm", "self.shortcut", "drop", "steps[1]", "walked[1][0]"))
+    check_form(source, tmp_path)
+
+
+@pytest.mark.parametrize("factory", [separable, functional])
+def test_what_an_option_has_replaced_leaves_no_identities(factory, tmp_path):
+    space = nas.SearchSpace.from_module(factory, (3, 12, 12), 5, operators=["dsc", "bsconv_u"])
+    chosen = {name: "bsconv_u" for name in space.table.names if name.startswith("conv.")}
+    values = {**space.describe(space.table.base), **chosen}
+    network = disturbed(space.build(space.table.from_values(values)), (3, 12, 12))
+    assert any(isinstance(module, nn.Identity) for module in network.modules())
+    (tmp_path / "model.py").write_text(source := write_source(network, "A title", (3, 12, 12)))
+    save_state(network.state_dict(), tmp_path / "weights.safetensors")
+    assert "Identity" not in source
+    assert list(rebuilt(source, network).state_dict()) == list(network.state_dict())
+    assert verify(tmp_path, network, (3, 12, 12)) == 0
+    check_form(source, tmp_path)
+
+
+class Pyramid(nn.Module):
+    """Walks through the parts of a child's answer."""
+
+    def __init__(self, answer=lambda a, b: (a, b)):
+        super().__init__()
+        self.encoder, self.sides = Encoder(answer), nn.ModuleList([nn.Conv2d(4, 6, 1), nn.Conv2d(5, 6, 1)])
+
+    def forward(self, x):
+        return sum(side(part).mean((2, 3)) for side, part in zip(self.sides, self.encoder(x), strict=True))
+
+
+class Encoder(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.a, self.b, self.answer = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), answer
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.answer(x, self.b(x))
+
+
+def test_the_parts_of_an_answer_may_be_walked_through(tmp_path):
+    network = disturbed(Pyramid(), (3, 8, 8))
+    source = write_source(network, "A title", (3, 8, 8))
+    model, x = rebuilt(source, network), images((3, 8, 8), torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.eval()(x), network.eval()(x), rtol=0, atol=0)
+    check_form(source, tmp_path)
+
+
 def test_functional_dropout_keeps_acting_in_training_only():
     source = write_source(Dropping())
     assert "F.dropout(x, p=0.4, training=self.training)" in source
@@ -251,6 +330,10 @@ def within(module):
         (
             within(Branching),
             r"traceable by torch.fx .* but that of '1.0' \(Branching\) is not \(symbolically traced .*: take out",
+        ),
+        (
+            within(lambda: Pyramid(lambda a, b: b)),
+            r"but that of '1.0' \(Pyramid\) is not \(Proxy object cannot be iterated\): take out",
         ),
         (within(Foreign), r"'1.0' \(Foreign\) calls test_source.twice: use torch operations"),
         (within(Caller), r"called with its 1 required arguments .* but '1.0.inner' gets 2: make the others"),

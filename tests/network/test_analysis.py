@@ -9,7 +9,14 @@ from torch import nn
 from torch.nn import functional
 
 from bsconv_nas.errors import SpaceError
-from bsconv_nas.network.analysis import analyze_kernels, cross_correlation, intra_correlation, null_correlation
+from bsconv_nas.network.analysis import (
+    LeftOut,
+    analyze_kernels,
+    cross_correlation,
+    intra_correlation,
+    left_out,
+    null_correlation,
+)
 from bsconv_nas.network.projection import energy_kept
 
 
@@ -83,6 +90,20 @@ def test_dense_kernels_are_analysed_in_order():
     assert (inner.path, inner.c_in, inner.c_out, inner.kernel, inner.stride) == ("inner.0", 8, 6, (1, 7), (1, 1))
     assert (len(inner.intra), len(inner.cross)) == (6, 8)
     assert (inner.intra_null, inner.cross_null) == (null_correlation(8, 7), null_correlation(6, 7))
+
+
+def test_every_other_convolution_is_left_out_by_its_kind():
+    network = Mixed()
+    network.up, network.line = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Conv1d(8, 8, 3)
+    network.volume, network.one = nn.Conv3d(8, 8, 3), nn.Conv2d(1, 4, 3)
+    found = left_out(network)
+    assert found[0] == LeftOut("pointwise", 8, 8, (1, 1), (1, 1), "1x1")
+    kinds = [("pointwise", "1x1"), ("depthwise", "depthwise"), ("grouped", "grouped")]
+    assert [(layer.path, layer.kind) for layer in found[:3]] == kinds
+    assert [layer.kind for layer in found[3:]] == ["transposed", "1-D", "3-D"]
+    analysed = [layer.path for layer in analyze_kernels(network, ["dsc"])]
+    convolutions = [path for path, m in network.named_modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    assert sorted([*analysed, *(layer.path for layer in found)]) == sorted(convolutions)
 
 
 def test_the_numbers_of_a_layer_are_those_of_its_kernel():

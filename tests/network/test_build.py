@@ -1,13 +1,15 @@
 """Built networks: plain modules that do what the base does, initialised by one rule, trained in one step."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_networks import CLASSES, ODD
+from odd_net import CLASSES
+from odd_networks import ODD
 from torch import Tensor, nn
 from torchvision import models
 
@@ -147,7 +149,7 @@ def test_what_the_search_changes_is_initialised_by_one_rule() -> None:
             self.pw, self.head = nn.Conv2d(512, 256, 1), nn.Linear(256, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.pw(F.relu(self.dw(F.relu(self.stem(x))))).mean((2, 3)))
+            return self.head(self.pw(torch.abs(self.dw(F.relu(self.stem(x))))).mean((2, 3)))
 
     base = Wide()
     table = table_of(base, operators=["regular"], widths=[0.5, 1.0])
@@ -221,9 +223,9 @@ def test_a_bare_parameter_keeps_its_pattern() -> None:
 
 
 def test_what_replaces_a_layer_has_its_type() -> None:
-    base = cifar_resnet(8).double()
+    base = cifar_resnet(8)
     table = table_of(base)
-    module = seeded_build(base, table, random_networks(table, 1)[0], seed=0)
+    module = seeded_build(base.double(), table, random_networks(table, 1)[0], seed=0)
     assert {p.dtype for p in module.parameters()} == {torch.float64}
 
 
@@ -237,6 +239,10 @@ def fails(depth: int = 3) -> nn.Module:
 
 def takes_channels(in_chans: int, num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_chans, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+
+def leaves() -> nn.Module:
+    sys.exit(3)
 
 
 def takes_anything(**options: object) -> nn.Module:
@@ -273,11 +279,25 @@ def test_arguments_of_the_file_win() -> None:
             r"Factory .* must accept \(depth=4\), but: no depth 4; see base\.arguments",
         ),
         (Base("torchvision.models:resnet18", {"colour": 1}), r"must accept \(.*colour=1\), but: .*unexpected keyword"),
+        (Base("test_build:leaves"), r"must accept \(\), but: it exits \(3\); see base\.arguments"),
         (Base("test_build:CLASSES"), r"Factory 'test_build:CLASSES' must be a function or a class, but is 'int'"),
     ],
-    ids=["module", "function", "attribute", "no module", "fails", "arguments", "no function"],
+    ids=["module", "function", "attribute", "no module", "fails", "arguments", "exit", "no function"],
 )
 def test_a_base_that_cannot_be_made_is_refused(base: Base, sentence: str) -> None:
     with pytest.raises(SpaceError, match=sentence) as refused:
         instantiate(base)
     assert "\n" not in str(refused.value)
+
+
+def test_a_frozen_layer_stays_frozen() -> None:
+    base = cifar_resnet(8)
+    base.conv1.requires_grad_(False)
+    base.bn1.requires_grad_(False)
+    table = table_of(base)
+    network = build(base, table, table.base)
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == [
+        "conv1.weight",
+        "bn1.weight",
+        "bn1.bias",
+    ]

@@ -44,7 +44,7 @@ def lived_in(base: nn.Module, size: tuple[int, int, int] = SIZE) -> nn.Module:
 
 def table_of(base: nn.Module, size: tuple[int, int, int] = SIZE, **choices: object) -> Table:
     given = {"widths": (0.5, 1.0, 1.5, 2.0), "divisor": 1, "width_scope": "layer", **choices}
-    return make_table(trace(base, size), Choices.model_validate(given))
+    return make_table(trace(copy.deepcopy(base).float(), size), Choices.model_validate(given))
 
 
 def heir(base: nn.Module, table: Table, **chosen: object) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The 211 published networks, each as the uniform network of a space: the file's figures, the package's integers."""
+"""The 211 published networks and their pre-activation twins as uniform networks: the file's and the package's sizes."""
 
 import csv
 import math
@@ -30,6 +30,7 @@ INVERTED = {"blocks": ("mbconv", "mbconv:ortho=1")}
 # Of each family: its names, and the factory that takes what the name says.
 FAMILIES = {
     r"resnet(?P<depth>\d+)": ("cifar_resnet", RESIDUAL),
+    r"preresnet(?P<depth>\d+)": ("cifar_preact_resnet", RESIDUAL),
     r"wrn(?P<depth>\d+)_(?P<k>\d+)": ("wrn", RESIDUAL),
     r"mobilenetv1_(?P<width>\w+)": ("mobilenet_v1", SEPARABLE),
     r"mobilenetv2_(?P<width>\w+)": ("mobilenet_v2", INVERTED),
@@ -37,7 +38,7 @@ FAMILIES = {
     r"mobilenetv3_large_(?P<width>\w+)": ("mobilenet_v3_large", INVERTED),
 }
 # What the product calls the published variants, and what the package's names of them end in.
-BASES = {"cifar_resnet": "regular", "wrn": "regular", "mobilenet_v1": "dsc"}
+BASES = {"cifar_resnet": "regular", "cifar_preact_resnet": "regular", "wrn": "regular", "mobilenet_v1": "dsc"}
 VARIANTS = {"bsconv_u": "bsconv_u", "bsconv_s:p=1/4": "bsconv_s", "bsconv_s:p=1/6": "mbconv:ortho=1"}
 SUFFIXES = {"base": "", "bsconv_u": "_bsconvu", "bsconv_s:p=1/4": "_bsconvs_p1d4", "bsconv_s:p=1/6": "_bsconvs_p1d6"}
 
@@ -106,16 +107,37 @@ def test_a_published_network_has_the_published_sizes(row: dict[str, str]) -> Non
     assert (f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e6:.2f}") == (row["params"], row["macs"])
 
 
+def assert_sizes_of_the_package(model: str, classes: int, variant: str) -> None:
+    """Whether table, built network and the package's network have the same multiply-adds and parameters."""
+    architecture = uniform(model, classes, variant)
+    cost = space(model, classes).cost(architecture)
+    with torch.device("meta"):
+        built = space(model, classes).build(architecture)
+    assert (cost.macs, cost.params) == counted(built) == counted(package(model, classes, variant))
+
+
 # Those of CIFAR-10 differ in their classifier alone.
 @pytest.mark.parametrize("row", rows("CIFAR10-", "CIFAR100-wrn28", "CIFAR100-resnet110", *LARGE))
 def test_a_published_network_has_the_sizes_of_the_package(row: dict[str, str]) -> None:
     classes = int(row["dataset"].removeprefix("CIFAR"))
-    architecture = uniform(row["model"], classes, row["variant"])
-    cost = space(row["model"], classes).cost(architecture)
-    with torch.device("meta"):
-        built = space(row["model"], classes).build(architecture)
-    theirs = package(row["model"], classes, row["variant"])
-    assert (cost.macs, cost.params) == counted(built) == counted(theirs)
+    assert_sizes_of_the_package(row["model"], classes, row["variant"])
+
+
+# The twins are in no row; those that have a hundred layers and more take long.
+TWINS = [pytest.param(depth, marks=pytest.mark.slow if depth > 56 else ()) for depth in (20, 56, 110, 302, 602)]
+
+
+@pytest.mark.parametrize("variant", ["base", "bsconv_u", "bsconv_s:p=1/4"])
+@pytest.mark.parametrize("depth", TWINS)
+def test_a_preactivation_twin_has_the_sizes_of_the_package(depth: int, variant: str) -> None:
+    assert_sizes_of_the_package(f"preresnet{depth}", 100, variant)
+
+
+def test_another_networks_sizes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = package("preresnet20", 100, "bsconv_u")
+    monkeypatch.setitem(globals(), "package", lambda *_: other)
+    with pytest.raises(AssertionError):
+        assert_sizes_of_the_package("preresnet20", 100, "base")
 
 
 @pytest.mark.parametrize("model", ["mobilenetv2_w1", "mobilenetv3_small_w1", "mobilenetv3_large_w1"])

@@ -1,13 +1,17 @@
 """Whatever a space may hold has a colour, a word and a place in the report."""
 
-from separable_networks import inverted
+from collections import Counter
+
+from separable_networks import InvertedResidual, classifier, inverted, separable
+from torch import nn
 
 import bsconv_nas as nas
 from bsconv_nas.decompositions import DECOMPOSITIONS
 from bsconv_nas.report.importance import KINDS as SHOWN
-from bsconv_nas.report.networks import kernels, widths
+from bsconv_nas.report.networks import kernels, stages, widths
 from bsconv_nas.report.theme import COLORS, family
 from bsconv_nas.space.places import FORMS
+from bsconv_nas.space.summary import summarise
 from bsconv_nas.space.table import KINDS
 
 
@@ -27,3 +31,33 @@ def test_channels_of_an_expansion_follow_the_width_that_it_multiplies() -> None:
     assert kernels(space.table, indices)["kernel.2.0.body.0"] == 5
     dropped = {**values, **{name: 0 for name in space.table.names if name.startswith("depth.")}}
     assert kernels(space.table, space.table.from_values(dropped).indices)["kernel.2.0.body.0"] is None
+
+
+def flat() -> nn.Module:
+    """Two inverted residuals one after the other with nothing around each: their halves have one home."""
+    return classifier(*InvertedResidual(8, 1, 8).body, *InvertedResidual(8, 3, 8).body, channels=8)
+
+
+def acts_on(space: nas.SearchSpace) -> int:
+    """Return on how many places the choices of operators and forms act, as `space show` says."""
+    counts = zip(space.table.dimensions, summarise(space.model).acts_on, strict=True)
+    return sum(count for dimension, count in counts if dimension.kind == "conv")
+
+
+def test_a_place_is_counted_once_under_the_option_that_was_chosen_for_it() -> None:
+    blocks = {"blocks": ["mbconv", "mbconv:ortho=1"], "widths": [1], "depths": "fixed"}
+    for scope in ("network", "stage", "block", "layer"):
+        space = nas.SearchSpace.from_module(inverted, (3, 12, 12), 5, scope=scope, **blocks)
+        chosen = {name: "mbconv:ortho=1" for name in space.table.names if name.startswith("block.")}
+        indices = space.table.from_values({**space.describe(space.table.base), **chosen}).indices
+        assert stages(space.table, indices) == {"1": {"mbconv:ortho=1": 2}, "2": {"mbconv:ortho=1": 2}}
+        assert acts_on(space) == 4
+    space = nas.SearchSpace.from_module(flat, (3, 12, 12), 5, **blocks)
+    assert sum(sum(stage.values()) for stage in stages(space.table, space.table.base.indices).values()) == 2
+
+
+def test_a_separable_pair_is_one_place() -> None:
+    space = nas.SearchSpace.from_module(separable, (3, 12, 12), 5, operators=["dsc", "bsconv_u"], widths=[1])
+    found = stages(space.table, space.table.base.indices)
+    assert sum(found.values(), Counter()) == {"dsc": 3}
+    assert acts_on(space) == 3

@@ -12,9 +12,9 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from bsconv_nas.errors import RecordError
-from bsconv_nas.network.analysis import LayerKernels
+from bsconv_nas.network.analysis import LayerKernels, LeftOut
 from bsconv_nas.report import document, kernels_page
-from bsconv_nas.report.kernels import correlation_figure, energy_figure, kernels_info, sentences, share
+from bsconv_nas.report.kernels import correlation_figure, energy_figure, kernels_info, omission, sentences, share
 
 NAN = float("nan")
 HOSTILE = "</script><script>document.title='x'</script><img src=x onerror=document.title='x'>"
@@ -41,6 +41,11 @@ LAYERS = (
     layer("layer1.conv", (0.4, 0.5, 0.6, 0.9), (0.2, NAN, 0.4)),
     layer("layer2.conv", (0.3, 0.4), (0.6, 0.8), 0.7),
 )
+OTHERS = (
+    LeftOut("layer1.down", 4, 8, (1, 1), (2, 2), "1x1"),
+    LeftOut("layer2.dw", 8, 8, (5, 5), (1, 1), "depthwise"),
+    LeftOut("layer2.pw", 8, 4, (1, 1), (1, 1), "1x1"),
+)
 
 
 def test_the_table_holds_every_number():
@@ -55,6 +60,36 @@ def test_the_table_holds_every_number():
     assert found == pytest.approx(np.percentile([0.4, 0.5, 0.6, 0.9], [5, 25, 50, 75, 95]))
     assert rows["energy[dsc]"].tolist() == pytest.approx([0.8, 0.4, 0.6])
     assert rows["energy_null[bsconv_u]"].tolist() == pytest.approx([0.25] * 3)
+
+
+def test_the_table_holds_what_is_left_out_below_the_others():
+    info = kernels_info(LAYERS, OTHERS)
+    assert info.rows.equals(kernels_info(LAYERS).rows)
+    assert info.table["layer"].tolist() == [
+        "stem",
+        "layer1.conv",
+        "layer2.conv",
+        "layer1.down",
+        "layer2.dw",
+        "layer2.pw",
+    ]
+    assert info.table["left_out"].tolist() == ["", "", "", "1x1", "depthwise", "1x1"]
+    assert info.table.loc[4, ["c_in", "c_out", "kernel", "stride"]].tolist() == [8, 8, "5x5", "1x1"]
+    assert info.table.loc[3:, "intra_mean":"energy_null[bsconv_u]"].isna().all(axis=None)
+    assert info.table["c_in"].dtype == np.int64
+
+
+def test_the_words_say_what_is_left_out_and_why():
+    assert omission(OTHERS) == (
+        "Left out: 2 1x1 and 1 depthwise convolutions, as a 1x1 kernel has no shape that another could share, and a "
+        "depthwise filter has but one slice."
+    )
+    grouped = LeftOut("g", 8, 8, (3, 3), (1, 1), "grouped")
+    assert omission([grouped]).startswith("Left out: 1 grouped convolution, as a grouped filter has slices for ")
+    lines = [LeftOut("a", 8, 8, (3,), (1,), "1-D"), LeftOut("b", 8, 8, (3,) * 3, (1,) * 3, "3-D"), grouped]
+    assert omission(lines).startswith("Left out: 1 grouped, 1 1-D and 1 3-D convolutions, as ")
+    assert omission(lines).count("only 2-D kernels are compared") == 1
+    assert omission([]) == ""
 
 
 def test_the_words_say_which_correlation_is_stronger():
@@ -103,7 +138,7 @@ def test_a_space_of_regular_convolutions_has_a_figure_too():
 
 
 def test_page_and_table_are_written_together(tmp_path):
-    page, table = kernels_page.write(LAYERS, "ResNet", "r.pth", tmp_path / "a.html", tmp_path / "b.csv")
+    page, table = kernels_page.write(LAYERS, "ResNet", "r.pth", tmp_path / "a.html", tmp_path / "b.csv", OTHERS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.csv"]
     text = page.read_text()
     assert text.count(get_plotlyjs()) == 1
@@ -114,7 +149,11 @@ def test_page_and_table_are_written_together(tmp_path):
     assert f">{share(0.6)}<" in rest
     assert not re.search(r'src=|href="[^#]|url\(|@import', rest)
     read = pd.read_csv(io.StringIO(table.read_text()))
-    pd.testing.assert_frame_equal(read, kernels_info(LAYERS).rows, rtol=1e-5, check_dtype=False)
+    read["left_out"] = read["left_out"].fillna("")
+    pd.testing.assert_frame_equal(read, kernels_info(LAYERS, OTHERS).table, rtol=1e-5, check_dtype=False)
+    assert f"<p>{omission(OTHERS)}</p>" in rest
+    assert "names the layers that are left out" in rest
+    assert "left out" not in kernels_page.render(LAYERS, "ResNet", "r.pth").replace(get_plotlyjs(), "")
 
 
 def test_the_page_says_where_there_are_no_weights():

@@ -82,9 +82,9 @@ TORCHVISION = (
 TIMM = (
     Family("resnet26d", RESIDUAL),
     Family("seresnet18", RESIDUAL),
-    Family("ecaresnet26t", "conv kernel width"),
+    Family("ecaresnet26t", RESIDUAL),
     Family("resnext26ts", "conv kernel width"),
-    Family("skresnet18", "conv kernel width"),
+    Family("skresnet18", RESIDUAL),
     Family("resnest14d", "conv kernel width"),
     Family("resnetv2_18", RESIDUAL),
     Family("regnetx_002", "width"),

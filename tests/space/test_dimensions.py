@@ -203,3 +203,10 @@ def test_depths_need_droppable_blocks() -> None:
 def test_of_multipliers_with_equal_channels_one_is_shown() -> None:
     widths = kinds(traced(tiny_resnet, widths=[0.9, 1.0], divisor=4), "width")
     assert all(1.0 in options for options in widths.values())
+
+
+def test_a_multiplier_of_an_override_is_judged_by_the_widths_that_it_speaks_of() -> None:
+    """By hand: 0.15 of 16 channels rounds to 0 multiples of 8 where the base's 64 round to 1."""
+    override = {"pattern": "layer1.0.conv1", "widths": [0.15, 1.0]}
+    with pytest.raises(SpaceError, match=r"but 0\.15 of its widest, 16 channels, rounds to zero multiples of 8: take"):
+        traced(lambda: cifar_resnet(8), divisor=8, width_scope="layer", overrides=[override])

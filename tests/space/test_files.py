@@ -68,7 +68,21 @@ WRONG = {
         f"[base]\n{BASE}\ninput_size = [3, 0, 8]",
         r"base\.input_size must be \(channels, height, width\), each",
     ),
-    "one class": (f"[base]\n{BASE}\nnum_classes = 1", r"base\.num_classes must be at least 2, but got 1\."),
+    "one class": (
+        f"[base]\n{BASE}\nnum_classes = 1",
+        r"base\.num_classes must be a whole number .*, but got 1\.",
+    ),
+    "a flag for a size": (
+        f"[base]\n{BASE}\ninput_size = [true, 16, 16]",
+        r"base\.input_size must be \(channels, height, width\), each .*, but got \[True, 16, 16\]\.",
+    ),
+    "a text for a size": (f'[base]\n{BASE}\ninput_size = [3, "8", 8]', r"base\.input_size must .* got \[3, '8', 8\]"),
+    "a flag for classes": (f"[base]\n{BASE}\nnum_classes = true", r"base\.num_classes must be a whole .* got True\."),
+    "a flag for a divisor": (f"[base]\n{BASE}\n[choices]\ndivisor = true", r"'choices\.divisor' .*a whole number, but"),
+    "a flag for a kernel": (f"[base]\n{BASE}\n[choices]\nkernels = [true]", r"'choices\.kernels\.0' .*a whole number"),
+    "a flag for a width": (f"[base]\n{BASE}\n[choices]\nwidths = [true]", r"'choices\.widths\.0' .*be a number, but"),
+    "a text for a ratio": (f'[base]\n{BASE}\n[choices]\nexpansions = ["2"]', r"'choices\.expansions\.0' .* a number"),
+    "a number for a flag": (f"[base]\n{BASE}\n[choices]\nstem = 1", r"'choices\.stem' .*true or false, but got 1\."),
     "a date": (f"[base]\n{BASE}\narguments = {{ day = 2020-01-01 }}", r"base\.arguments must be plain values"),
     "text for a number": (
         f'[base]\n{BASE}\nnum_classes = "ten"',

@@ -76,7 +76,12 @@ def test_an_inverted_residual_is_two_halves_that_one_dimension_decides() -> None
 def test_what_is_no_pair_is_named() -> None:
     table = table_of(SEPARABLE["tapped"]())
     reasons = {entry.name: entry.reason for entry in table.fixed}
-    assert [reasons[f"conv.1.dw{i}"] for i in (1, 2, 3)] == ["depthwise convolution outside a separable pair"] * 3
+    outside = "depthwise convolution outside a separable pair: "
+    assert [reasons[f"conv.1.dw{i}"].removeprefix(outside) for i in (1, 2, 3)] == [
+        "2 operations read 1.norm1 (BatchNorm2d)",
+        "before 1.pw2 stands 1.act (PReLU), but a pair holds a batch norm and an activation at most, as modules",
+        "1.dense (Conv2d) follows, and no pointwise convolution",
+    ]
     assert set(roles(table).values()) == {"conv", "depthwise"}
 
 
@@ -114,8 +119,8 @@ def test_the_base_s_architecture_with_the_base_s_weights_computes_what_the_base_
 
 
 def _own_ratios(table: Table) -> dict[str, float]:
-    """The ratios with which `inverted` was made: one dimension may tie blocks whose own ratios differ."""
-    own = {"1.1.body.0": 4.0, "2.0.body.0": 3.0, "2.1.body.0": 3.0}
+    """The ratios with which the networks were made: one dimension may tie blocks whose own ratios differ."""
+    own = {"1.1.body.0": 4.0, "2.0.body.0": 3.0, "2.1.body.0": 3.0, "2.expand": 3.0}
     return {d.name: own[d.name.removeprefix("expand.")] for d in table.dimensions if d.kind == "expand"}
 
 
@@ -185,6 +190,23 @@ def test_kernels_that_cannot_keep_the_size_stay() -> None:
     assert not [name for name in table_of(base, kernels=(3, 5)).names if name.startswith("kernel.")]
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("reflect", (3,)), ("circular", (3, 5)), ("zeros", (3, 5, 7))])
+def test_kernels_for_which_images_are_too_small_to_be_padded_are_named(mode: str, kept: tuple[int, ...]) -> None:
+    """By hand: 2x2 pixels have one beside a border to mirror and two to wrap, where 3, 5 and 7 need 1, 2 and 3."""
+    conv = nn.Conv2d(8, 8, 3, padding=1, padding_mode=mode)
+    base = classifier(nn.AdaptiveAvgPool2d(2), conv, nn.ReLU(), channels=8)
+    table = table_of(base, kernels=(3, 5, 7))
+    (found,) = [d for d in table.dimensions if d.name.startswith("kernel.")]
+    assert found.options == kept
+    dropped = {entry.name: entry.reason for entry in table.fixed if entry.name.startswith("kernel.")}
+    assert dropped == {
+        f"kernel.2={k}": f"its padding_mode {mode!r} needs larger images than 2x2" for k in {3, 5, 7} - {*kept}
+    }
+    for kernel in kept:
+        row = {**table.describe(table.base), "kernel.2": kernel}
+        assert build(base, table, table.from_values(row))(torch.randn(2, *SIZE)).shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("scope", "blocks", "kernels"),
     [("network", 1, 1), ("stage", 2, 2), ("block", 4, 4), ("layer", 4, 4)],
@@ -218,6 +240,26 @@ def test_a_pattern_without_such_places_is_refused(key: str) -> None:
     value = {"blocks": ["fused"], "kernels": [5], "expansions": [2]}[key]
     with pytest.raises(SpaceError, match=f"whose {key} can vary, but matches none"):
         table_of(inverted(), overrides=[{"pattern": "nowhere*", key: value}])
+
+
+FIXED = [("0.0", "operators"), ("0.0", "kernels"), ("1.0.body.3.down", "operators"), ("1.0*", "expansions")]
+
+
+@pytest.mark.parametrize(("pattern", "key"), FIXED)
+def test_a_pattern_that_matches_what_is_fixed_alone_is_refused(pattern: str, key: str) -> None:
+    """The stem, a 1x1 convolution, and an inverted residual that does not expand."""
+    value = {"operators": ["dsc"], "kernels": [5], "expansions": [2]}[key]
+    with pytest.raises(SpaceError, match=f"whose {key} can vary, but matches none"):
+        table_of(inverted(), overrides=[{"pattern": pattern, key: value}])
+
+
+def test_what_was_asked_for_in_vain_is_named() -> None:
+    asked = {"kernels": (3, 5), "expansions": (2, 4), "blocks": ("mbconv", "fused"), "widths": (0.5, 1)}
+    plain = classifier(nn.Conv2d(8, 8, (1, 3)), nn.ReLU(), channels=8)
+    found = {entry.name: entry.reason for entry in table_of(plain, **asked).fixed}
+    assert {"kernel.*", "expand.*", "block.*"} <= found.keys()
+    assert not any(entry.name.endswith(".*") for entry in table_of(inverted(), **asked).fixed)
+    assert not any(entry.name.endswith(".*") for entry in table_of(plain, widths=(0.5, 1)).fixed)
 
 
 def test_no_place_of_mobilenet_v2_is_left_out() -> None:
@@ -289,10 +331,12 @@ def test_where_runs_overlap_every_depthwise_convolution_still_has_its_place() ->
     assert {"conv.1.0", "conv.2.0"} <= set(table.names)
 
 
-def test_a_straight_way_without_a_norm_is_no_inverted_residual() -> None:
+def test_an_activation_without_a_norm_may_stand_in_a_pair() -> None:
     table = table_of(classifier(depthwise(8), nn.ReLU(), pointwise(8, 8), channels=8))
     assert not [name for name in table.names if name.startswith("block.")]
-    assert ("conv.1", "depthwise convolution outside a separable pair") in {(f.name, f.reason) for f in table.fixed}
+    assert {n.path: (n.place.role, n.place.inner) for n in table.graph.nodes if n.place and n.path == "1"} == {
+        "1": ("pair", "act")
+    }
 
 
 def test_without_an_expansion_there_is_nothing_to_fuse() -> None:
@@ -314,5 +358,5 @@ def test_multipliers_that_round_to_zero_are_refused() -> None:
 
 
 def test_an_override_that_says_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="must say something about its pattern"):
+    with pytest.raises(ValueError, match="must say something of its pattern"):
         Choices.model_validate({"overrides": [{"pattern": "*"}]})

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_networks import ODD, Net, conv
+from odd_net import Net, conv
+from odd_networks import ODD
 from torch import Tensor, nn
 from torchvision import models
 
@@ -212,7 +213,7 @@ def test_a_forward_that_cannot_be_traced_is_refused_with_its_line() -> None:
         (
             nn.Sequential(nn.Linear(3, 2)),
             (3, 8, 8),
-            r"accept a batch of shape \(1, 3, 8, 8\), but: .*; set base.input_",
+            r"accept a batch of shape \(1, 3, 8, 8\), but: .*; mend it, or set base.input_",
         ),
         (conv(3, 2), (3, 8, 8), r"must return logits of shape \(N, classes\) .* but returned \(1, 2, 8, 8\): flatten"),
         (TwoOutputs(), (3, 8, 8), r"must return logits of shape \(N, classes\) .* but returned tuple: flatten"),
