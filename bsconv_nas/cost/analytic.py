@@ -20,20 +20,33 @@ from bsconv_nas.errors import SpaceError, suggest
 from bsconv_nas.space.graph import Node
 from bsconv_nas.space.table import Architecture, At, Population, Table
 
-__all__ = ["COLUMNS", "CostModel", "Costs"]
+__all__ = ["ADDITIVE", "ALL_COLUMNS", "COLUMNS", "LATENCY", "CostModel", "Costs", "NodeLatency", "node_dimensions"]
 
-COLUMNS = ("macs", "params", "memory")
+COLUMNS = ("macs", "params", "memory")  # of every space
+ADDITIVE = ("macs", "params")  # sums of tables; memory is a maximum
+LATENCY = "latency_ns"  # of a space with a table of measured latencies: a sum of tables as well
+ALL_COLUMNS = (*COLUMNS, LATENCY)
 BYTES = 4  # fp32
 Ints = npt.NDArray[np.int64]
+NodeLatency = Callable[[int, At], int]  # of a node under the options of `place_dimensions` and of its width [ns]
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Costs of one network: multiply-adds of conv and linear layers at batch 1, parameters, bytes of live tensors."""
+    """Costs of one network: multiply-adds of conv and linear layers at batch 1, parameters, bytes of live tensors.
+
+    The predicted latency [ns] is None where the space has no table of measured ones.
+    """
 
     macs: int
     params: int
     memory: int
+    latency_ns: int | None = None
+
+    def known(self) -> dict[str, int]:
+        """Return the costs by column, without those that are not known."""
+        found = {column: getattr(self, column) for column in ALL_COLUMNS}
+        return {column: value for column, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,14 @@ class _Step:
 class CostModel:
     """Costs of the networks of a table.
 
+    Args:
+        table: the space.
+        latency: of a node; the column `LATENCY` is their sum.
+
+    Attributes:
+        columns: what a network costs, in order.
+        additive: those of them that are sums of tables.
+
     >>> import numpy as np, torchvision
     >>> from bsconv_nas.space.trace import trace
     >>> from bsconv_nas.space.dimensions import make_table
@@ -107,26 +128,30 @@ class CostModel:
     11689512
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, latency: NodeLatency | None = None) -> None:
         self.table = table
+        self._latency = latency
+        measured = () if latency is None else (LATENCY,)
+        self.columns, self.additive = (*COLUMNS, *measured), (*ADDITIVE, *measured)
         self._additive = _merge(self._additive_factors())
 
-    def costs(self, population: Population, columns: Sequence[str] = COLUMNS) -> dict[str, Ints]:
-        """Return the asked columns of each network: macs, params (counts) and memory [bytes], each of shape (n,).
+    def costs(self, population: Population, columns: Sequence[str] | None = None) -> dict[str, Ints]:
+        """Return the asked columns of each network: counts, memory [bytes] and latency [ns], each of shape (n,).
 
         Args:
             population: indices, shape (n, D).
-            columns: which of `COLUMNS`.
+            columns: which of `columns`; all without it.
         """
-        if unknown := set(columns) - set(COLUMNS):
-            raise SpaceError(f"Unknown cost column {min(unknown)!r}: {suggest(min(unknown), COLUMNS)}.")
+        columns = self.columns if columns is None else columns
+        if unknown := set(columns) - set(self.columns):
+            raise SpaceError(f"Unknown cost column {min(unknown)!r}: {suggest(min(unknown), self.columns)}.")
         by_dimension = np.ascontiguousarray(np.asarray(population, dtype=np.int64).T)
         out: dict[str, Ints] = {}
-        if "macs" in columns or "params" in columns:
-            total = np.zeros((len(population), 2), dtype=np.int64)
+        if not set(columns).isdisjoint(self.additive):
+            total = np.zeros((len(population), len(self.additive)), dtype=np.int64)
             for factor in self._additive:
                 total += factor.table.take(factor.index(by_dimension), axis=0)
-            out = {"macs": total[:, 0], "params": total[:, 1]}
+            out = dict(zip(self.additive, total.T, strict=True))
         if "memory" in columns:
             out["memory"] = self._memory(population, by_dimension)
         return {column: out[column] for column in columns}
@@ -134,13 +159,13 @@ class CostModel:
     def cost(self, architecture: Architecture) -> Costs:
         """Return the costs of one network."""
         costs = self.costs(np.array([architecture.indices]))
-        return Costs(*(int(costs[column][0]) for column in COLUMNS))
+        return Costs(*(int(costs[column][0]) for column in self.columns))
 
     def shares(self, column: str, row: Population) -> list[tuple[str, int]]:
         """Return what each layer of one network contributes to a column, largest first; for memory the largest tensors.
 
         Args:
-            column: one of `COLUMNS`.
+            column: one of `columns`.
             row: the network's indices, shape (D,).
         """
         at = row.tolist()
@@ -149,10 +174,16 @@ class CostModel:
             if column == "memory":
                 value = BYTES * self.table.channels_at(node.group, at) * node.pixels
             else:
-                value = self._node_costs(index, at)[column == "params"]
+                value = self._node_costs(index, at)[self.additive.index(column)]
             if self.table.is_alive(node.block, at):
                 found.append((node.path or node.name, value))
         return sorted(found, key=lambda pair: -pair[1])
+
+    def tables(self) -> Iterable[tuple[tuple[int, ...], Ints]]:
+        """Yield the tables that the `additive` columns are sums of: over which dimensions, and (*options, columns)."""
+        for factor in self._additive:
+            sizes = [len(self.table.dimensions[d].options) for d in factor.dimensions]
+            yield factor.dimensions, factor.table.reshape(*sizes, len(self.additive))
 
     def _tabulate(
         self, index: int, groups: Sequence[int], cost: Callable[[At], Sequence[int]]
@@ -165,7 +196,7 @@ class CostModel:
             cost: several values, the table's last axis.
         """
         node = self.table.graph.nodes[index]
-        dimensions = self._dimensions_of(index, groups)
+        dimensions = node_dimensions(self.table, index, groups)
         shape = [len(self.table.dimensions[d].options) for d in dimensions]
         cells = []
         for cell in np.ndindex(*shape):
@@ -174,16 +205,8 @@ class CostModel:
             cells.append([value if alive else 0 for value in cost(at)])
         return dimensions, np.array(cells, dtype=np.int64).reshape(*shape, -1)
 
-    def _dimensions_of(self, index: int, groups: Sequence[int]) -> tuple[int, ...]:
-        """Return the dimensions that a node's cost depends on, without repetition."""
-        node = self.table.graph.nodes[index]
-        depth = None if node.block is None else self.table.depth_dimension.get(node.block)
-        own = self.table.place_dimensions(index) if node.place else ()
-        widths = chain.from_iterable(self.table.group_dimensions[g] for g in groups)
-        return tuple(dict.fromkeys([*own, *widths, *([] if depth is None else [depth])]))
-
     def _additive_factors(self) -> Iterable[tuple[tuple[int, ...], Ints]]:
-        """Yield MACs and parameters of every node as tables."""
+        """Yield the additive costs of every node as tables."""
         for index, node in enumerate(self.table.graph.nodes):
             yield self._tabulate(index, self._groups_of(index, node), partial(self._node_costs, index))
 
@@ -197,7 +220,12 @@ class CostModel:
         before = self.table.graph.nodes[node.inputs[0]]
         return before.shape[1:] if node.place else (before.features,)
 
-    def _node_costs(self, index: int, at: At) -> tuple[int, int]:
+    def _node_costs(self, index: int, at: At) -> tuple[int, ...]:
+        """Return the additive costs of one node."""
+        measured = () if self._latency is None else (self._latency(index, at),)
+        return *self._node_counts(index, at), *measured
+
+    def _node_counts(self, index: int, at: At) -> tuple[int, int]:
         """Return MACs and parameters of one node; weights of a shared layer count at its first call."""
         node, size = self.table.graph.nodes[index], self._size(self.table.graph.nodes[index])
         width = self.table.channels_at(node.group, at)
@@ -216,6 +244,17 @@ class CostModel:
     def peaks(self, population: Population) -> npt.NDArray[np.float64]:
         """Return the values that are live at each step of the graph, shape (n, steps); memory is their maximum."""
         return self._peaks(population, np.ascontiguousarray(np.asarray(population, dtype=np.int64).T))
+
+    @cached_property
+    def peak_dimensions(self) -> tuple[frozenset[int], ...]:
+        """The dimensions that decide what is live at each step of `peaks`."""
+        found = []
+        for step in self._steps:
+            groups = chain.from_iterable(self.table.group_dimensions[g] for g in np.flatnonzero(step.others))
+            depth = None if step.block is None else self.table.depth_dimension.get(step.block)
+            own = () if step.own is None else step.own.dimensions
+            found.append(frozenset([*groups, *own, *([] if depth is None else [depth])]))
+        return tuple(found)
 
     def _memory(self, population: Population, by_dimension: Ints) -> Ints:
         peaks: npt.NDArray[np.float64] = self._peaks(population, by_dimension).max(axis=1)
@@ -282,6 +321,15 @@ class CostModel:
             return [max(a + b for a, b in zip([held, *written], written, strict=False))]
 
         return _flat(*self._tabulate(index, [before.group for before in entering], peak))
+
+
+def node_dimensions(table: Table, index: int, groups: Iterable[int]) -> tuple[int, ...]:
+    """Return the dimensions that a node's cost depends on, without repetition; `groups` are those of its channels."""
+    node = table.graph.nodes[index]
+    depth = None if node.block is None else table.depth_dimension.get(node.block)
+    own = table.place_dimensions(index) if node.place else ()
+    widths = chain.from_iterable(table.group_dimensions[g] for g in groups)
+    return tuple(dict.fromkeys([*own, *widths, *([] if depth is None else [depth])]))
 
 
 def _storages(nodes: Sequence[Node]) -> list[int]:

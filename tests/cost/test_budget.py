@@ -41,6 +41,16 @@ def test_flops_are_twice_the_macs_and_echoed_as_such() -> None:
     assert Budget(flops=[3, 5]).bounds == {"macs": (2, 2)}
 
 
+@pytest.mark.parametrize("value", [3, 3.0, "3 ms", "3000us", "0.003 s"])
+def test_latencies_are_given_in_milliseconds_and_held_in_nanoseconds(value: object) -> None:
+    budget = Budget(latency_ms=value, macs="1M")
+    assert budget.bounds == {"latency_ns": (0, 3_000_000), "macs": (0, 10**6)}
+    assert str(budget) == "latency <= 3 ms and macs <= 1 M"
+    assert budget.to_json() == {"latency_ms": [0, 3.0], "macs": [0, 10**6]}
+    assert budget.without("latency_ns") == Budget(macs="1M")
+    assert budget.without("macs") == Budget(latency_ms=[0, 3])
+
+
 def test_a_band_has_two_ends_and_both_belong_to_it() -> None:
     budget = Budget(macs=["1K", "2K"], memory="1KiB")
     assert budget.bounds == {"macs": (1000, 2000), "memory": (0, 1024)}
@@ -61,7 +71,7 @@ def test_no_bound_is_kept_by_all() -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["macs", "params", "memory"]),
+        st.sampled_from(["macs", "params", "memory", "latency_ms"]),
         st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)).map(sorted),
     )
 )
@@ -73,7 +83,12 @@ def test_a_budget_survives_json(columns: dict[str, list[int]]) -> None:
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        ({"mac": "1M"}, r"Unknown budget 'mac': valid are 'flops', 'macs', 'memory', 'params'; did you mean 'macs'"),
+        (
+            {"mac": "1M"},
+            r"Unknown budget 'mac': valid are 'flops', 'latency_ms', 'macs', 'memory', 'params'; did you mean 'macs'",
+        ),
+        ({"latency_ms": "3 m"}, r"Budget 'latency_ms' must be .* with a unit of us, ms, s, but got '3 m'\."),
+        ({"latency_ns": 3}, r"Unknown budget 'latency_ns': valid are .*; did you mean 'latency_ms'"),
         ({"macs": "40 MB"}, r"Budget 'macs' must be a number of at least 0 with a unit of K, M, G, but got '40 MB'\."),
         ({"memory": "2M"}, r"Budget 'memory' must be .* with a unit of B, KiB, MiB, GiB, but got '2M'\."),
         ({"macs": -1}, r"at least 0 .*but got -1\."),
@@ -101,6 +116,9 @@ def test_a_malformed_budget_gets_one_sentence(columns: dict[str, object], senten
         (999_999, "macs", "1e+03 K"),
         (5.2e12, "macs", "5,200 G"),
         (100, "memory", "100 B"),
+        (2_712_345, "latency_ns", "2.71 ms"),
+        (999, "latency_ns", "999 ns"),
+        (12_500_000_000, "latency_ns", "12.5 s"),
         (65_536, "memory", "64 KiB"),
         (1.5 * 2**20, "memory", "1.5 MiB"),
     ],

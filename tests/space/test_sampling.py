@@ -11,10 +11,12 @@ from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import BudgetError
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.space.counting import count_networks
-from bsconv_nas.space.sampling import FeasibleSet, extremes
+from bsconv_nas.space.extremes import extremes
+from bsconv_nas.space.sampling import FeasibleSet
 from bsconv_nas.space.table import Architecture, Population, Table
 
 LARGE = CostModel(traced(lambda: cifar_resnet(20), widths=[0.5, 0.75, 1.0, 1.5]))
+FREE = FeasibleSet(LARGE, Budget())
 
 
 def rng(seed: int = 0) -> np.random.Generator:
