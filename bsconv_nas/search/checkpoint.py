@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow import fs
 
 from bsconv_nas.errors import RecordError
+from bsconv_nas.search.storage import is_file, locate, read, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +40,11 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, Tensor], meta: Map
     data = save({key: value.detach().to("cpu", copy=True, memory_format=layout) for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     weights = f"{digest[:16]}.safetensors"
-    system, place = _locate(folder)
+    system, place = locate(folder)
     system.create_dir(place)
-    _write(system, f"{place}/{weights}", data)
+    write(system, f"{place}/{weights}", data)
     index = json.dumps({"weights": weights, "sha256": digest, "meta": dict(meta)}, indent=1).encode()
-    _write(system, f"{place}/{_INDEX}.part", index)
+    write(system, f"{place}/{_INDEX}.part", index)
     system.move(f"{place}/{_INDEX}.part", f"{place}/{_INDEX}")
     for info in system.get_file_info(fs.FileSelector(place)):
         if info.base_name not in (weights, _INDEX):
@@ -58,7 +59,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, An
     """
     from safetensors.torch import load
 
-    system, place = _locate(folder)
+    system, place = locate(folder)
     try:
         index = json.loads(_read(system, f"{place}/{_INDEX}"))
         data = _read(system, f"{place}/{index['weights']}")
@@ -73,33 +74,20 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, An
 
 def has_checkpoint(folder: str | Path) -> bool:
     """Return whether a whole checkpoint lies in `folder`."""
-    system, place = _locate(folder)
-    return bool(system.get_file_info(f"{place}/{_INDEX}").type == fs.FileType.File)
+    system, place = locate(folder)
+    return is_file(system, f"{place}/{_INDEX}")
 
 
 def prune_checkpoints(folder: str | Path, keep: Collection[str]) -> None:
     """Delete the checkpoints in `folder`, one folder each, but those named in `keep`."""
-    system, place = _locate(folder)
+    system, place = locate(folder)
     for info in system.get_file_info(fs.FileSelector(place, allow_not_found=True)):
         if info.type == fs.FileType.Directory and info.base_name not in keep:
             system.delete_dir(info.path)
 
 
-def _locate(folder: str | Path) -> tuple[fs.FileSystem, str]:
-    if "://" in str(folder):
-        system, place = fs.FileSystem.from_uri(str(folder))
-        return system, place
-    return fs.LocalFileSystem(), Path(folder).absolute().as_posix()
-
-
-def _write(system: fs.FileSystem, path: str, data: bytes) -> None:
-    with system.open_output_stream(path) as stream:
-        stream.write(data)
-
-
 def _read(system: fs.FileSystem, path: str) -> bytes:
-    if system.get_file_info(path).type != fs.FileType.File:
+    if not is_file(system, path):
         place, _, name = path.rpartition("/")
         raise RecordError(f"A checkpoint must lie in {place!r}, but {name!r} is missing there.")
-    with system.open_input_file(path) as stream:
-        return bytes(stream.read())
+    return read(system, path)

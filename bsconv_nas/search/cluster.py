@@ -7,17 +7,22 @@ import fcntl
 import logging
 import math
 import os
+import platform
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
-# Read when Ray is imported, so this module is the first of the search to do it: dead workers are the record's matter.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^A worker died or was killed")
+# Read when Ray is imported, so this module is the first of the search to do it: deaths are the record's matter.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX", "^(A worker died or was killed|The node with node id|Raylet is terminated)"
+)
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -26,7 +31,7 @@ from bsconv_nas.errors import SearchError
 from bsconv_nas.search.address import check_address
 from bsconv_nas.search.experiment import Resources
 
-__all__ = ["concurrency", "connected"]
+__all__ = ["concurrency", "connected", "fitting", "living_nodes", "room", "sweep"]
 
 # Ray caches the token of a process, so all clusters that one process starts share it.
 _TOKEN = secrets.token_hex(32)
@@ -53,14 +58,18 @@ def connected(resources: Resources, data_bytes: int, address: str | None = None)
     Raises:
         SearchError: the cluster cannot be reached, or cannot run one trial.
     """
-    _sweep(Path(_short_folder() or tempfile.gettempdir()))
+    sweep()
     scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
     with _claimed(scratch):
         try:
             with _environment(_settings(scratch) | ({} if address else _token(scratch))):
                 yield from _session(resources, data_bytes, address, scratch)
         finally:
-            _remove(scratch)
+            try:
+                _remove(scratch)
+            except KeyboardInterrupt:
+                _remove(scratch, patience=0.0)
+                raise
 
 
 def _session(resources: Resources, data_bytes: int, address: str | None, scratch: Path) -> Iterator[Path]:
@@ -74,7 +83,27 @@ def _session(resources: Resources, data_bytes: int, address: str | None, scratch
             _join(address)
         yield scratch
     finally:
-        ray.shutdown()
+        with _interrupts_later():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold a Ctrl-C back until the end of a `with` block.
+
+    A shutdown that is broken off leaves Ray's native half, which ends this process once it finds that its node is gone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _start(resources: Resources, data_bytes: int, scratch: Path) -> None:
@@ -94,29 +123,43 @@ def _join(address: str) -> None:
     """Connect to a running cluster, whose workers learn by their environment what this process can import."""
     check_address(address)
     importable = os.pathsep.join((os.environ["PYTHONPATH"], "${PYTHONPATH}"))
-    try:
-        with _silent_stderr():
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": {"PYTHONPATH": importable}},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        said = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
-        raise SearchError(
-            f"A Ray cluster must take this process in at --address {address!r}, but Ray says {said!r}: start one of "
-            "this version, or hand over its token by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
-        ) from None
+    with tempfile.TemporaryFile() as aside:
+        try:
+            with _stderr_into(aside):
+                ray.init(
+                    address=address,
+                    runtime_env={"env_vars": {"PYTHONPATH": importable}},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (ConnectionError, RuntimeError, AuthenticationError) as error:
+            aside.seek(0)
+            raise _refusal(address, error, aside.read()) from None
+
+
+def _refusal(address: str, error: Exception, aside: bytes) -> SearchError:
+    """Return why a cluster does not take this process in; what matters may be in what Ray's native half printed."""
+    if isinstance(error, AuthenticationError) or b"Unauthenticated" in aside:
+        handed = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        what = "refuses the one" if handed and b"Unauthenticated" in aside else "got none"
+        return SearchError(
+            f"The Ray cluster at --address {address!r} must be given its token, but {what} of this process: set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it; `ray get-auth-token` prints it on "
+            "the cluster's head."
+        )
+    said = " ".join(str(error).split())[:300].rstrip(".")
+    return SearchError(
+        f"A Ray cluster must take this process in at --address {address!r}, but Ray says {said!r}: start one of "
+        f"Ray {ray.__version__}, Python {platform.python_version()}."
+    )
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep a line a second of Ray's native half away from the user: what it means is raised in the end."""
+def _stderr_into(file: IO[bytes]) -> Iterator[None]:
+    """Keep what Ray's native half prints away from the user, a line a second: what it means is raised in the end."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with Path(os.devnull).open("wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
+    os.dup2(file.fileno(), 2)
     try:
         yield
     finally:
@@ -130,16 +173,41 @@ def concurrency(resources: Resources) -> int:
     Raises:
         SearchError: not one.
     """
-    wanted = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    there: Mapping[str, float] = ray.cluster_resources()
-    for kind, amount in wanted.items():
-        if there.get(kind, 0) < amount:
+    if places := room(resources):
+        return places
+    nodes = living_nodes()
+    for kind, amount in _wanted(resources).items():
+        most = max((node["Resources"].get(kind, 0) for node in nodes), default=0)
+        if most < amount:
             raise SearchError(
-                f"A trial needs {amount:g} {kind} (resources.{kind.lower()}s_per_trial), but the Ray cluster has "
-                f"{there.get(kind, 0):g}: ask for less."
+                f"A trial needs {amount:g} {kind} (resources.{kind.lower()}s_per_trial), but no node of the Ray "
+                f"cluster has more than {most:g}: ask for less, or start nodes that have it."
             )
-    fitting = [int(there[kind] / amount + 1e-9) for kind, amount in wanted.items() if amount]
-    return min(resources.workers, *fitting)
+    raise SearchError(
+        "A trial needs its CPUs and GPUs on one node of the Ray cluster, but none has "
+        f"{resources.cpus_per_trial:g} CPU and {resources.gpus_per_trial} GPU: ask for less."
+    )
+
+
+def room(resources: Resources) -> int:
+    """Return how many trials the nodes that live have room for, at most `resources.workers`; it may be none."""
+    return min(resources.workers, sum(fitting(node, resources) for node in living_nodes()))
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """Return what Ray tells of the nodes of the connected cluster that live."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def fitting(node: Mapping[str, Any], resources: Resources) -> int:
+    """Return how many trials fit on a node."""
+    return min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in _wanted(resources).items())
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    """Return what a trial asks for, without what it asks nothing of or what is not decided yet."""
+    gpus = 0.0 if resources.gpus_per_trial == "auto" else resources.gpus_per_trial
+    return {kind: amount for kind, amount in (("CPU", resources.cpus_per_trial), ("GPU", gpus)) if amount}
 
 
 def _settings(scratch: Path) -> dict[str, str]:
@@ -202,34 +270,53 @@ def _claimed(scratch: Path) -> Iterator[None]:
         yield
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the user's scratch folders in `folder` whose sessions are dead."""
-    for lock in folder.glob(f"{PREFIX}*/{LOCK}"):
+def sweep() -> None:
+    """End and remove what is left of this user's killed sessions: their processes, and their scratch folders."""
+    for lock in Path(_short_folder() or tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
         with contextlib.suppress(OSError):  # held, another user's, or gone by now
             if lock.parent.is_symlink() or lock.parent.stat().st_uid != os.getuid():
                 continue
             with lock.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(lock.parent)
+                _remove(lock.parent, patience=0.0)
 
 
-def _remove(scratch: Path) -> None:
-    """Delete the folder of a session once its last process is gone: one that is late would make it anew."""
-    deadline = time.monotonic() + PATIENCE
-    while (left := _processes(scratch)) and time.monotonic() < deadline:
+def _remove(scratch: Path, patience: float = PATIENCE) -> None:
+    """Delete the folder of a session once its last process is gone: one that is late would make it anew.
+
+    Processes that have not ended by themselves after `patience` [s] are killed.
+    """
+    deadline = time.monotonic() + patience
+    while (left := _processes(scratch)) and time.monotonic() < deadline + PATIENCE:
+        if time.monotonic() >= deadline:
+            for process in left:
+                _kill(process, scratch)
         time.sleep(0.05)
-    for process in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    for folder in scratch.glob("*/"):  # what is big first: the lock lets others finish what is broken off here
+        shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _kill(process: int, scratch: Path) -> None:
+    """Kill a process of a session; never one that has got its number meanwhile, which the handle does not mean."""
+    with contextlib.suppress(OSError):  # it has ended
+        handle = os.pidfd_open(process)
+        try:
+            if _is_of(process, scratch):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
 
 
 def _processes(scratch: Path) -> list[int]:
     """Return the processes that were started inside a session; only Linux shows them."""
-    mark = f"{MARK}={scratch}\0".encode()
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark in environment.read_bytes():
-                found.append(int(environment.parent.name))
-    return found
+    numbers = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [process for process in numbers if _is_of(process, scratch)]
+
+
+def _is_of(process: int, scratch: Path) -> bool:
+    """Return whether a process lives and was started inside a session."""
+    try:
+        return f"{MARK}={scratch}\0".encode() in Path(f"/proc/{process}/environ").read_bytes()
+    except OSError:
+        return False

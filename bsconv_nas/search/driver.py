@@ -6,16 +6,17 @@ is one event in the store before anything follows from it, so a driver that dies
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from bsconv_nas.errors import SearchError
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.search.proposer import Proposal, Proposer, sampler
+from bsconv_nas.search.proposer import Proposal, Proposer
 from bsconv_nas.search.record import Ended, EpochDone, Event, Kind, Note, Record, Started, State, Trial
-from bsconv_nas.search.scheduler import Scheduler, replay, scheduler
+from bsconv_nas.search.samplers import sampler
+from bsconv_nas.search.scheduler import Scheduler, reached, replay, scheduler
 from bsconv_nas.search.store import Store, kept
 from bsconv_nas.search.trial import Job, Metrics, trial_seed
 from bsconv_nas.space.sampling import FeasibleSet
@@ -25,7 +26,6 @@ __all__ = ["ALIKE", "RETRIES", "Driver"]
 
 RETRIES = 2  # of a trial whose worker died or ran out of memory
 ALIKE = 5  # trials that all fail alike, with none before them, end the search
-METRIC = "val_accuracy"  # what schedulers compare
 
 
 class Driver:
@@ -35,7 +35,8 @@ class Driver:
         store: the run's folder, locked by the caller. What its record holds is gone on from.
         feasible: the networks inside the budget.
         epochs: of a full training.
-        trials: how many networks to search in all; the experiment's number if None.
+        trials: how many networks to search in all; if None, what an earlier driver was asked for, or else the
+            experiment says.
         on_change: called with the record after every event.
     """
 
@@ -50,17 +51,18 @@ class Driver:
         self._store, self._feasible, self._epochs, self._on_change = store, feasible, epochs, on_change
         self._experiment: Experiment = store.experiment
         search = self._experiment.search
-        self.trials = search.trials if trials is None else trials
         self.record = store.record()
+        planned = [int(note.detail["trials"]) for note in self.record.notes if note.what == "planned"]
+        self.trials = trials if trials is not None else [search.trials, *planned][-1]
         build = sampler(search.sampler.name, search.sampler.params)
         self._proposer = Proposer(feasible, build, search.objectives, search.seed)
         self._scheduler: Scheduler = scheduler(search.scheduler.name, search.scheduler.params, epochs, idle=True)
         self._proposer.replay(self.record)
-        replay(self._scheduler, self.record, METRIC)
+        replay(self._scheduler, self.record, search.objectives)
         self._baselines: deque[Architecture] = deque()
         self._waiting: deque[int] = deque()
         self._running: set[int] = set()
-        self.exhausted = False
+        self.exhausted = any(note.what == "exhausted" for note in self.record.notes)
         self.interrupted = False
         self.failure: str | None = None
 
@@ -88,7 +90,7 @@ class Driver:
     @property
     def _left(self) -> int:
         """Networks that the sampler still owes."""
-        return self.trials - sum(trial.started.kind == "search" for trial in self.record.trials.values())
+        return self.trials - self.record.count("search")
 
     def next_job(self) -> Job | None:
         """Return the next trial to run: one left open, a baseline, then proposals; None if there is none now."""
@@ -103,7 +105,7 @@ class Driver:
         return Job(number, architecture, trial.started.seed, self._store.checkpoint(number), trial.epochs)
 
     def _start(self) -> int | None:
-        number = max(self.record.trials, default=-1) + 1
+        number = self.record.next_number
         if self._baselines:
             return self._enter(number, "baseline", self._proposer.take(number, self._baselines.popleft()))
         if self.exhausted or self._left <= 0:
@@ -117,12 +119,13 @@ class Driver:
 
     def _enter(self, number: int, kind: Kind, proposal: Proposal) -> int:
         architecture = proposal.architecture
-        costs = dataclasses.asdict(self._feasible.model.cost(architecture))
+        costs = self._feasible.model.cost(architecture).known()
         seed = trial_seed(self._experiment.search.seed, architecture.key)
-        self._write(Started(number, kind, architecture.key, architecture.indices, costs, seed, proposal.attributes))
-        for what in ("repaired", "duplicate"):
-            if getattr(proposal, what):
-                self._write(Note(what, {"number": number}))
+        told = [what for what in ("repaired", "duplicate") if getattr(proposal, what)]
+        self._write(
+            Started(number, kind, architecture.key, architecture.indices, costs, seed, proposal.attributes),
+            *(Note(what, {"number": number}) for what in told),
+        )
         return number
 
     def epoch_done(self, number: int, epoch: int, metrics: Metrics, seconds: float) -> bool:
@@ -150,12 +153,12 @@ class Driver:
 
     def _settle(self, trial: Trial) -> bool:
         """End a trial if its last epoch was its last; return whether it was."""
-        value = trial.metrics.get(METRIC, math.nan)
+        entry = reached(trial, trial.epochs, self._experiment.search.objectives)
         if trial.epochs >= self._epochs:
             self._complete(trial)
         elif trial.started.kind == "baseline":
-            self._scheduler.observe(trial.number, trial.epochs, value)
-        elif self._scheduler.decide(trial.number, trial.epochs, value) == "stop":
+            self._scheduler.observe(entry)
+        elif self._scheduler.decide(entry) == "stop":
             self._end(trial, "stopped")
         return trial.state != "running"
 
@@ -163,11 +166,8 @@ class Driver:
         names = [objective.name for objective in self._experiment.search.objectives]
         odd = [name for name in names if not math.isfinite(trial.values.get(name, math.nan))]
         if odd:
-            self._end(
-                trial,
-                "failed",
-                f"The objective {odd[0]!r} must be a finite number, but was {trial.values.get(odd[0])}.",
-            )
+            value = trial.values.get(odd[0])
+            self._end(trial, "failed", f"The objective {odd[0]!r} must be a finite number, but was {value}")
         else:
             self._end(trial, "complete")
 
@@ -181,10 +181,16 @@ class Driver:
 
     def _notice_systematic_failure(self) -> None:
         """Give up when every trial so far failed, and all for one reason."""
+        if any(self.record.count(kind, "complete", "stopped") for kind in ("baseline", "search")):
+            return
         ended = [t for t in self.record.trials.values() if t.state != "running" and t.started.kind != "retrain"]
         reasons = {trial.cause.partition(":")[0] if trial.state == "failed" else "" for trial in ended}
         if len(reasons) == 1 and "" not in reasons and (len(ended) >= ALIKE or self.finished):
             self.failure = ended[-1].cause
+
+    def note(self, what: str, detail: dict[str, Any]) -> None:
+        """Record what happened beside the trials."""
+        self._write(Note(what, detail))
 
     def close(self) -> None:
         """Say how the search ended.
@@ -200,6 +206,7 @@ class Driver:
             )
         self._write(Note("interrupted" if self.interrupted else "finished"))
 
-    def _write(self, event: Event) -> None:
-        self.record.add(self._store.append(event))
-        self._on_change(self.record)
+    def _write(self, *events: Event) -> None:
+        for event in self._store.extend(events):
+            self.record.add(event)
+            self._on_change(self.record)

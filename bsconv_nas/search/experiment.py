@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -16,25 +17,31 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from bsconv_nas.cost.analytic import COLUMNS
-from bsconv_nas.cost.budget import Budget
+from bsconv_nas.cost.analytic import ALL_COLUMNS, COLUMNS, LATENCY
+from bsconv_nas.cost.budget import LATENCY_MS, Budget
 from bsconv_nas.errors import BsconvNasError, ExperimentError, suggest
-from bsconv_nas.search.record import Objective
+from bsconv_nas.search.record import TRIAL_COLUMNS, Objective
+from bsconv_nas.search.scheduler import compared
 from bsconv_nas.space.files import read_toml, validate
+from bsconv_nas.training.laws import is_number
 from bsconv_nas.training.recipe import Recipe
 from bsconv_nas.training.spec import DataSpec
 
-__all__ = ["OBJECTIVES", "Experiment", "Named", "Resources", "Retrain", "Search", "Train"]
+__all__ = ["NOT_METRICS", "OBJECTIVES", "Experiment", "Latency", "Named", "Resources", "Retrain", "Search", "Train"]
 
-OBJECTIVES = ("val_accuracy", "val_loss", "train_loss", *COLUMNS)
-_ROOT = ("data", "root")
-_CHECKPOINT = ("train", "checkpoint")
-_PATHS = (("space",), _ROOT, _CHECKPOINT)
+OBJECTIVES = ("val_accuracy", "val_loss", "train_loss", *COLUMNS, LATENCY_MS)  # where the built-in training is used
+NOT_METRICS = frozenset(TRIAL_COLUMNS) - {"val_accuracy", *COLUMNS}  # columns that the record fills by itself
+_ROOT, _CHECKPOINT = ("data", "root"), ("train", "checkpoint")
+_STORAGE, _TABLE = ("resources", "storage"), ("latency", "table")
+_PATHS = (("space",), _ROOT, _CHECKPOINT, _STORAGE, _TABLE)
 
 
 class _Section(BaseModel):
@@ -62,26 +69,62 @@ class Named(_Section):
         return {"name": self.name, **self.params} if self.params else self.name
 
 
-class Search(_Section):
-    """Who proposes, how many networks, who stops them early, and what counts.
+class Latency(_Section):
+    """The table of measured latencies that a budget or an objective is read from; without one it is measured first.
 
-    `trials` does not count the `baselines`, of which there are at most so many.
+    The other keys say how it is measured; where there is a table, it must have been measured so.
     """
 
-    sampler: Named = Named(name="tpe")
-    trials: int = Field(24, ge=0)
-    seed: int = Field(0, ge=0)
-    baselines: int = Field(12, ge=0)
+    table: str | None = Field(None, min_length=1)
+    processor: str | None = Field(None, min_length=1)
+    device: Literal["cpu", "cuda"] | None = None
+    backend: Literal["eager", "compile", "onnxruntime"] | None = None
+    batch: StrictInt | None = Field(None, ge=1)
+    threads: StrictInt | None = Field(None, ge=1)
+    precision: Literal["fp32", "bf16"] | None = None
+    channels_last: bool | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the table has to be measured with."""
+        return self.model_dump(exclude={"table"}, exclude_none=True)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """How it is measured where there is none."""
+        return self.model_dump(exclude={"table", "processor"}, exclude_none=True)
+
+
+class Search(_Section):
+    """Who proposes, how many networks, who trains them, who stops them early, and what counts.
+
+    `trials` does not count the `baselines`, of which there are at most so many. `trial` is a function of the user's
+    instead of the built-in training (see `own_trial`): its metrics can be objectives by any name.
+    """
+
+    trial: Named | None = None
+    sampler: Named = Named(name="additive")
+    trials: StrictInt = Field(24, ge=0)
+    seed: StrictInt = Field(0, ge=0)
+    baselines: StrictInt = Field(12, ge=0)
     scheduler: Named = Named(name="none")
     objectives: tuple[Objective, ...] = Field((Objective("val_accuracy", "max"),), min_length=1)
 
     @field_validator("objectives")
     @classmethod
-    def _known(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
-        names = [objective.name for objective in value]
-        if len(set(names)) < len(names) or not set(names) <= set(OBJECTIVES):
-            raise ValueError("objectives must be distinct names of " + ", ".join(map(repr, OBJECTIVES)))
+    def _known(cls, value: tuple[Objective, ...], info: ValidationInfo) -> tuple[Objective, ...]:
+        value = tuple(Objective(LATENCY, o.direction) if o.name == LATENCY_MS else o for o in value)
+        names, own = [objective.name for objective in value], info.data.get("trial") is not None
+        known = set(names) - NOT_METRICS if own else {*OBJECTIVES, LATENCY}
+        if len(set(names)) < len(names) or not set(names) <= known:
+            law = f"other than {_listed(sorted(NOT_METRICS))}" if own else f"of {_listed(OBJECTIVES)}"
+            raise ValueError(f"objectives must be distinct names {law}")
         return value
+
+    @property
+    def measured(self) -> Objective:
+        """What networks are ranked by: validation accuracy, or the first objective of an own trial that is no cost."""
+        return compared(() if self.trial is None else self.objectives, ALL_COLUMNS)[0]
 
 
 class Train(_Section):
@@ -93,7 +136,7 @@ class Train(_Section):
 
     init: Literal["random", "inherit"] = "random"
     checkpoint: str | None = Field(None, min_length=1)
-    images: int = Field(2048, ge=1)
+    images: StrictInt = Field(2048, ge=1)
 
     @model_validator(mode="after")
     def _agree(self) -> Train:
@@ -103,27 +146,51 @@ class Train(_Section):
 
 
 class Resources(_Section):
-    """How many trials run at a time, and what each gets: CPUs, a fraction of a GPU, time [min]."""
+    """How many trials run at a time, and what each gets: CPUs, a fraction of a GPU, time [min].
 
-    workers: int = Field(1, ge=1)
-    cpus_per_trial: float = Field(1.0, gt=0)
-    gpus_per_trial: float = Field(0.0, ge=0)
-    timeout_minutes: float | None = Field(None, gt=0)
+    `auto` is the fraction of a GPU that a measured training step suggests, or none where there is no GPU. Checkpoints
+    go to the run folder, or to a `storage`: another folder, or a URI such as `s3://bucket/runs`.
+    """
+
+    workers: StrictInt = Field(1, ge=1, le=10_000)
+    cpus_per_trial: StrictFloat = Field(1.0, gt=0, le=1024)
+    gpus_per_trial: StrictFloat | Literal["auto"] = "auto"
+    timeout_minutes: StrictFloat | None = Field(None, gt=0)
+    storage: str | None = Field(None, min_length=1)
+
+    @field_validator("gpus_per_trial", mode="before")
+    @classmethod
+    def _share(cls, value: object) -> object:
+        if value != "auto" and not (is_number(value) and value >= 0):
+            raise ValueError("it must be a number of at least 0, or 'auto'")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and urlsplit(value).username:
+            raise ValueError(
+                "storage must hold no key, because the record keeps it: hand keys over by the environment, such as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return value
 
 
 class Retrain(_Section):
     """How finalists are trained: `members` of the front, `seeds` times each, `recipe` on top of the search's."""
 
-    seeds: int = Field(5, ge=1)
-    members: int = Field(3, ge=1)
+    seeds: StrictInt = Field(5, ge=1)
+    members: StrictInt = Field(3, ge=1)
     recipe: dict[str, JsonValue] = {}
 
 
 class Experiment(_Section):
     """A file of `experiments/`.
 
-    Paths are absolute once loaded. The record keeps the file names of the space and of the checkpoint, which are
-    recorded themselves, and the root relative to the run folder if the file had it relative to itself.
+    An own trial takes `recipe.epochs` as its budget of epochs. Its `data` are loaded only if the file has them.
+    Paths are absolute once loaded. The record keeps the file names of the space, the latency table and the checkpoint,
+    which are recorded themselves, and the root relative to the run folder if the file had it relative to itself; so the
+    storage, which is recorded as it is otherwise.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -132,6 +199,7 @@ class Experiment(_Section):
     recipe: Recipe = Recipe()
     search: Search = Search()
     budget: dict[str, JsonValue] = {}
+    latency: Latency = Latency()
     train: Train = Train()
     resources: Resources = Resources()
     retrain: Retrain = Retrain()
@@ -198,8 +266,32 @@ class Experiment(_Section):
         experiment._relative = relative
         with _placed("budget", where):
             Budget(**experiment.budget)
+        experiment._check_own_trial(where)
         _build(Recipe, experiment._retrained(), "retrain.recipe", where)
         return experiment
+
+    def _check_own_trial(self, where: str) -> None:
+        """Refuse settings of the built-in training that an own trial would not follow."""
+        if (trial := self.search.trial) is None:
+            return
+        other = [f.name for f in dataclasses.fields(Recipe) if getattr(self.recipe, f.name) != f.default]
+        idle = [f"recipe.{name}" for name in other if name != "epochs"] + ["train"] * (self.train != Train())
+        if idle:
+            raise ExperimentError(
+                f"In {where!r}, search.trial {trial.name!r} takes recipe.epochs alone, but {idle[0]} is set: leave it "
+                "out, or give the function parameters of its own beside search.trial.name."
+            )
+
+    @property
+    def images(self) -> DataSpec | None:
+        """The data to load; None for an own trial whose file names none."""
+        return None if self.search.trial is not None and "data" not in self.model_fields_set else self.data
+
+    @property
+    def asks_latency(self) -> bool:
+        """Whether the budget or an objective is a latency, or a table is named to be shown beside them."""
+        goals = {goal.name for goal in self.search.objectives}
+        return LATENCY_MS in self.budget or LATENCY in goals or self.latency.table is not None
 
     def _retrained(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self.recipe), **self.retrain.recipe}
@@ -209,17 +301,32 @@ class Experiment(_Section):
         """The recipe with the overrides of `[retrain.recipe]`."""
         return Recipe(**self._retrained())
 
+    def with_resources(self, **changes: Any) -> Experiment:
+        """Return the experiment with other resources."""
+        changed = self.model_copy(update={"resources": self.resources.model_copy(update=changes)})
+        changed._relative = self._relative
+        return changed
+
     def to_json(self, folder: str | Path = ".") -> dict[str, Any]:
         """Return plain values for a file in `folder`; no absolute path is among them."""
-        data = self.model_dump(mode="json")
-        root = data["data"]["root"]
+        data = self.model_dump(mode="json", exclude={"data"} if self.images is None else None)
+        root = self.data.root
         if root is not None:
             relative = _ROOT in self._relative or not Path(root).is_absolute()
             data["data"]["root"] = Path(os.path.relpath(root, folder)).as_posix() if relative else None
+        storage = self.resources.storage
+        if storage is not None and _STORAGE in self._relative:
+            data["resources"]["storage"] = Path(os.path.relpath(storage, folder)).as_posix()
         data["space"] = Path(self.space).name
+        if self.latency.table is not None:
+            data["latency"]["table"] = Path(self.latency.table).name
         if self.train.checkpoint is not None:
             data["train"]["checkpoint"] = Path(self.train.checkpoint).name
         return data
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _copy(value: Any) -> Any:
@@ -234,7 +341,7 @@ def _absolute_paths(raw: dict[str, Any], folder: Path) -> frozenset[tuple[str, .
         for part in key[:-1]:
             table = table.get(part) if isinstance(table, dict) else None
         value = table.get(key[-1]) if isinstance(table, dict) else None
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and "://" not in value:
             path = Path(value).expanduser()
             table[key[-1]] = os.path.normpath(folder.absolute() / path)
             if not path.is_absolute():
@@ -275,7 +382,8 @@ def _override(raw: dict[str, Any], text: str, folder: Path) -> None:
         if not isinstance(table, dict):
             raise ExperimentError(f"The override {text!r} needs the table {part!r}, but the file has {table!r} there.")
     value = _value(written.strip())
-    if parts in _PATHS and isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
+    is_path = parts in _PATHS and isinstance(value, str) and value and "://" not in value
+    if is_path and not Path(value).expanduser().is_absolute():
         value = os.path.relpath(value, folder)
     table[parts[-1]] = value
 
@@ -288,5 +396,5 @@ def _value(text: str) -> Any:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text

@@ -7,21 +7,28 @@ import numpy.typing as npt
 import pandas as pd
 
 from bsconv_nas.errors import RecordError, suggest
+from bsconv_nas.search.record import Objective
 
 __all__ = ["knee", "pick"]
 
 Floats = npt.NDArray[np.float64]
 
 
-def pick(trials: pd.DataFrame, front: pd.DataFrame, how: str, cost: str = "macs") -> int:
+ACCURACY = Objective("val_accuracy", "max")
+
+
+def pick(
+    trials: pd.DataFrame, front: pd.DataFrame, how: str, cost: str = "macs", measured: Objective = ACCURACY
+) -> int:
     """Return the number of the chosen baseline or search trial.
 
     Args:
         trials: all trials of a run.
         front: its non-dominated ones.
-        how: `best` (the front's highest validation accuracy; of equal ones the cheapest), `knee`, or the first digits
-            of a key.
+        how: `best` (the front's best by what is measured; of equal ones the cheapest), `knee`, or the first digits of
+            a key.
         cost: the cost column of the front.
+        measured: what networks are ranked by.
 
     Raises:
         RecordError: no complete trial, or a prefix that fits no key or several.
@@ -29,10 +36,11 @@ def pick(trials: pd.DataFrame, front: pd.DataFrame, how: str, cost: str = "macs"
     complete = trials[(trials["state"] == "complete") & (trials["kind"] != "retrain")]
     if complete.empty or front.empty:
         raise RecordError("A network can be picked once a trial is complete, but this run has none: search on.")
+    gain = front[measured.name] if measured.direction == "max" else -front[measured.name]
     if how == "best":
-        return int(front.nlargest(1, "val_accuracy")["number"].iloc[0])
+        return int(front.loc[gain.nlargest(1).index[0], "number"])
     if how == "knee":
-        return int(front.iloc[knee(front[cost].to_numpy(float), front["val_accuracy"].to_numpy(float))]["number"])
+        return int(front.iloc[knee(front[cost].to_numpy(float), gain.to_numpy(float))]["number"])
     return _by_prefix(complete, front, how)
 
 

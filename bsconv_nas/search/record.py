@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import moocore
 import numpy as np
@@ -180,14 +180,19 @@ class Objective:
 class Record:
     """The fold over a run's events.
 
-    Trials that never ended, for instance because their driver was killed, are `running`. `search_seconds` [s] is how
-    long drivers searched: from a note `planned` to `finished`, `interrupted` or the last event before a kill.
+    Trials that never ended, for instance because their driver was killed, are `running`. `ended` are the numbers of the
+    others, in the order in which they ended. `search_seconds` [s] is how long drivers searched: from a note `planned`
+    to `finished`, `interrupted` or the last event before a kill.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.trials: dict[int, Trial] = {}
         self.notes: list[Note] = []
+        self.ended: list[int] = []
+        self.next_number = 0
         self.search_seconds = 0.0
+        self._numbers: dict[tuple[Kind, State], set[int]] = {}
+        self._fronts: dict[tuple[Objective, ...], tuple[int, list[int]]] = {}  # how many had ended, and the members
         self._searching, self._now = False, 0.0
         for event in events:
             self.add(event)
@@ -202,15 +207,44 @@ class Record:
         if isinstance(event, Note):
             self.notes.append(event)
         elif isinstance(event, Started):
-            self.trials[event.number] = Trial(event)
+            self._start(event)
         elif event.number not in self.trials:
             raise RecordError(f"Trial {event.number} must start before its other events, but has no 'started' event.")
         elif isinstance(event, EpochDone):
-            self._epoch(self.trials[event.number], event)
+            self._epoch(self._changing(event.number), event)
         else:
-            trial = self.trials[event.number]
-            trial.state, trial.metrics, trial.seconds = event.state, event.metrics, event.seconds
-            trial.cause, trial.ended = event.cause, event.time
+            self._end(self._changing(event.number), event)
+
+    def last(self, *kinds: str) -> Note | None:
+        """Return the last note of some kinds."""
+        return next((note for note in reversed(self.notes) if note.what in kinds), None)
+
+    def _start(self, event: Started) -> None:
+        if event.number in self.trials:
+            self._leave(self._changing(event.number))
+        self.trials[event.number] = Trial(event)
+        self.next_number = max(self.next_number, event.number + 1)
+        self._numbers.setdefault((event.kind, "running"), set()).add(event.number)
+
+    def _changing(self, number: int) -> Trial:
+        """Return a trial that is about to change; fronts are found anew if it had ended, which no driver does."""
+        trial = self.trials[number]
+        if trial.state != "running":
+            self._fronts.clear()
+        return trial
+
+    def _leave(self, trial: Trial) -> None:
+        self._numbers[trial.started.kind, trial.state].remove(trial.number)
+        if trial.state != "running":
+            self.ended.remove(trial.number)
+
+    def _end(self, trial: Trial, event: Ended) -> None:
+        self._leave(trial)
+        trial.state, trial.metrics, trial.seconds = event.state, event.metrics, event.seconds
+        trial.cause, trial.ended = event.cause, event.time
+        self._numbers.setdefault((trial.started.kind, trial.state), set()).add(trial.number)
+        if trial.state != "running":
+            self.ended.append(trial.number)
 
     def _tick(self, event: Event) -> None:
         """Count the time since the event before, if a search went on meanwhile; a clock may be set back."""
@@ -235,15 +269,34 @@ class Record:
         """Keys of all networks that a baseline or search trial took up; none of them is trained again."""
         return {t.started.key for t in self.trials.values() if t.started.kind != "retrain"}
 
+    def numbers(self, kind: Kind, state: State) -> set[int]:
+        """Return the numbers of the trials of a kind in a state."""
+        return self._numbers.get((kind, state), set())
+
+    def count(self, kind: Kind, *states: State) -> int:
+        """Return how many trials of a kind are in one of `states`; in any, if none is named."""
+        return sum(len(self.numbers(kind, state)) for state in states or get_args(State))
+
     def front(self, objectives: Iterable[Objective]) -> list[int]:
-        """Return the numbers of the front's trials, by number; what `front` gives, without a frame."""
-        goals = _goals(objectives)
-        finished = [t for t in self.trials.values() if t.state == "complete" and t.started.kind != "retrain"]
-        rows = [[t.values.get(goal.name, math.nan) for goal in goals] for t in finished]
-        values = np.array(rows, dtype=np.float64).reshape(len(rows), len(goals))
-        whole = np.isfinite(values).all(axis=1)
-        numbers = np.array([t.number for t in finished], dtype=np.int64)[whole]
-        return sorted(numbers[_nondominated(values[whole], goals)].tolist())
+        """Return the numbers of the front's trials, by number; what `front` gives, without a frame.
+
+        Only what ended since the last call is compared with its members.
+        """
+        goals = tuple(_goals(objectives))
+        seen, members = self._fronts.get(goals, (0, []))
+        fresh = [n for n in self.ended[seen:] if self._may_lead(self.trials[n])]
+        if fresh:
+            numbers = sorted([*members, *fresh])
+            rows = [[self.trials[n].values.get(goal.name, math.nan) for goal in goals] for n in numbers]
+            values = np.array(rows, dtype=np.float64)
+            whole = np.isfinite(values).all(axis=1)
+            members = np.array(numbers)[whole][_nondominated(values[whole], goals)].tolist()
+        self._fronts[goals] = len(self.ended), members
+        return list(members)
+
+    @staticmethod
+    def _may_lead(trial: Trial) -> bool:
+        return trial.state == "complete" and trial.started.kind != "retrain"
 
     def frame(self, table: Table) -> pd.DataFrame:
         """Return one row a trial: `TRIAL_COLUMNS`, further metrics, then the chosen option of each dimension."""
@@ -277,7 +330,7 @@ def _goals(objectives: Iterable[Objective]) -> list[Objective]:
     return goals if len(goals) > 1 else [*goals, Objective("macs", "min")]
 
 
-def _nondominated(values: npt.NDArray[np.float64], goals: list[Objective]) -> npt.NDArray[np.bool_]:
+def _nondominated(values: npt.NDArray[np.float64], goals: Sequence[Objective]) -> npt.NDArray[np.bool_]:
     """Return which rows of `values` (n, goals) no other row beats, shape (n,)."""
     if len(values) == 0:
         return np.zeros(0, dtype=np.bool_)

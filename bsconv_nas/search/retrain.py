@@ -9,6 +9,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -181,6 +182,10 @@ class Retraining:
         trial = self.record.trials[number]
         self._write(Ended(number, state, trial.epochs, dict(trial.metrics), trial.seconds, cause))
         self._store.prune_checkpoints(kept(self.record, self._store.experiment))
+
+    def note(self, what: str, detail: dict[str, Any]) -> None:
+        """Record what happened beside the trials."""
+        self._write(Note(what, detail))
 
     def close(self) -> None:
         """Say how the retraining ended.

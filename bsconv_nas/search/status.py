@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.search.record import Kind, Record, State, Trial
+from bsconv_nas.search.record import Kind, Objective, Record, State, Trial
 
 __all__ = ["Status", "front_text", "status"]
 
@@ -22,7 +22,8 @@ class Status:
     Attributes:
         counts: trials by kind and state.
         planned: how many baseline and search trials there will be.
-        best: the complete trial with the highest validation accuracy.
+        best: the complete trial with the best value of `measured`.
+        measured: what networks are ranked by.
         front: numbers of its trials.
         device_seconds: [s] of all training in the search together.
         wall_seconds: [s] in which the search ran, without pauses and retrainings.
@@ -33,6 +34,7 @@ class Status:
     counts: dict[tuple[Kind, State], int]
     planned: int
     best: Trial | None
+    measured: Objective
     front: tuple[int, ...]
     device_seconds: float
     wall_seconds: float
@@ -55,13 +57,15 @@ def status(record: Record, experiment: Experiment) -> Status:
     finished = marks[-1:] == ["finished"]
     counts = Counter((trial.started.kind, trial.state) for trial in trials)
     planned = _planned(record, experiment)
+    measured = experiment.search.measured
     complete = [
-        t for t in trials if t.state == "complete" and t.started.kind != "retrain" and math.isfinite(_accuracy(t))
+        t for t in trials if t.state == "complete" and t.started.kind != "retrain" and math.isfinite(_gain(t, measured))
     ]
     return Status(
         counts=dict(counts),
         planned=planned,
-        best=max(complete, key=lambda t: (_accuracy(t), -t.started.costs.get("macs", 0)), default=None),
+        best=max(complete, key=lambda t: (_gain(t, measured), -t.started.costs.get("macs", 0)), default=None),
+        measured=measured,
         front=tuple(record.front(experiment.search.objectives)),
         device_seconds=sum(trial.seconds for trial in trials if trial.started.kind != "retrain"),
         wall_seconds=record.search_seconds,
@@ -70,8 +74,10 @@ def status(record: Record, experiment: Experiment) -> Status:
     )
 
 
-def _accuracy(trial: Trial) -> float:
-    return trial.metrics.get("val_accuracy", math.nan)
+def _gain(trial: Trial, measured: Objective) -> float:
+    """Return what a trial reached, the higher the better."""
+    value = trial.metrics.get(measured.name, math.nan)
+    return value if measured.direction == "max" else -value
 
 
 def _planned(record: Record, experiment: Experiment) -> int:

@@ -12,14 +12,17 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bsconv_nas.errors import BsconvNasError, RecordError
 from bsconv_nas.search.checkpoint import prune_checkpoints
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.search.record import Event, Record, event_from_json, event_to_json
+from bsconv_nas.search.record import Event, Kind, Record, event_from_json, event_to_json
+from bsconv_nas.search.storage import below, reason
+from bsconv_nas.training.laws import is_number
 
 __all__ = ["Store", "kept"]
 
@@ -45,21 +48,26 @@ class Store:
         experiment: Experiment,
         space: Mapping[str, Any],
         environment: Mapping[str, Any],
+        more: Iterable[Callable[[Path], None]] = (),
     ) -> Store:
         """Make a run folder, whole or not at all.
 
         Args:
             path: a new or empty folder; None takes the next free `runs/<experiment>-<n>`.
-            experiment: what is going to run.
+            experiment: what is going to run; in a storage that it names, the run gets a place of its own.
             space: JSON values of the base and the table.
             environment: JSON values.
+            more: each called with the folder before it is moved to its place; they write what else belongs into it.
 
         Raises:
             RecordError: the folder holds something, or cannot be written.
         """
         cls.check_free(path)
+        experiment = _with_own_storage(experiment)
         places = _numbered(experiment.name) if path is None else iter((Path(path),))
         with _draft(_parent(path), experiment, {_SPACE: space, _ENVIRONMENT: environment}) as draft:
+            for write in more:
+                write(draft)
             for place in places:
                 if _moved(draft, place):
                     return cls(place)
@@ -121,13 +129,18 @@ class Store:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit."""
-        return self._json(_ENVIRONMENT)
+        data = self._json(_ENVIRONMENT)
+        if not _are_facts(data.get("data", {})):
+            raise RecordError(
+                f"'data' in {str(self.path / _ENVIRONMENT)!r} must be what a search writes: it is damaged."
+            )
+        return data
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
             data = json.loads(path.read_bytes())
-        except (OSError, ValueError) as reason:
+        except (OSError, ValueError, RecursionError) as reason:
             raise RecordError(f"{str(path)!r} must be a JSON file, but: {reason}.") from None
         if not isinstance(data, dict):
             raise RecordError(f"{str(path)!r} must hold a JSON object, but holds {type(data).__name__} {data!r:.40}.")
@@ -170,31 +183,64 @@ class Store:
 
         A write that fails, for instance on a full disk, leaves no torn line behind.
         """
+        return self.extend([event])[0]
+
+    def extend(self, events: Iterable[Event]) -> list[Event]:
+        """Write events to the disk, as `append` does each; one wait for the disk is enough for all."""
         assert self._file is not None, "append needs lock()"
-        stamped = event if event.time else dataclasses.replace(event, time=time.time())
+        stamped = [event if event.time else dataclasses.replace(event, time=time.time()) for event in events]
+        lines = [json.dumps(event_to_json(event), separators=(",", ":")).encode() + b"\n" for event in stamped]
         end = os.fstat(self._file).st_size
-        try:
-            _write(self._file, json.dumps(event_to_json(stamped), separators=(",", ":")).encode() + b"\n")
-        except OSError as error:
-            os.ftruncate(self._file, end)
-            raise RecordError(f"Run folder {str(self.path)!r} must be writable, but: {error}.") from error
+        with self.writing():
+            try:
+                _write(self._file, b"".join(lines))
+            except OSError:
+                os.ftruncate(self._file, end)
+                raise
         return stamped
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write to the run's folder inside a `with` block.
+
+        Raises:
+            RecordError: the system refuses, for instance because the disk is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise RecordError(
+                f"Run folder {str(self.path)!r} must be writable, but: {reason(error)}; what it holds is whole, make "
+                "room and go on by bsconv-nas resume."
+            ) from error
+
+    @cached_property
+    def storage(self) -> str:
+        """Where the checkpoints are: in the run folder, or in the storage that the experiment names."""
+        return self.experiment.resources.storage or str(self.path.absolute() / "checkpoints")
 
     def checkpoint(self, number: int) -> str:
         """Return where the checkpoint of trial `number` belongs."""
-        return str(self.path.absolute() / "checkpoints" / str(number))
+        return below(self.storage, str(number))
 
     def prune_checkpoints(self, keep: Collection[int]) -> None:
         """Delete all checkpoints but those of the trials `keep`, as given by `kept`."""
-        prune_checkpoints(self.path / "checkpoints", {str(number) for number in keep})
+        prune_checkpoints(self.storage, {str(number) for number in keep})
 
 
 def kept(record: Record, experiment: Experiment) -> set[int]:
     """Return the trials whose checkpoints stay: running, on the front, and retrained."""
-    trials = record.trials.values()
-    running = {trial.number for trial in trials if trial.state == "running"}
-    retrained = {trial.number for trial in trials if trial.started.kind == "retrain" and trial.state == "complete"}
-    return running | retrained | set(record.front(experiment.search.objectives))
+    running = (record.numbers(kind, "running") for kind in get_args(Kind))
+    front = record.front(experiment.search.objectives)
+    return record.numbers("retrain", "complete").union(front, *running)
+
+
+def _with_own_storage(experiment: Experiment) -> Experiment:
+    """Return an experiment whose storage no other run has: what lay there would be taken for its checkpoints."""
+    if experiment.resources.storage is None:
+        return experiment
+    own = below(experiment.resources.storage, f"{experiment.name}-{secrets.token_hex(4)}")
+    return experiment.with_resources(storage=own)
 
 
 def _claim(path: Path) -> int:
@@ -213,10 +259,18 @@ def _claim(path: Path) -> int:
     return file
 
 
+def _are_facts(data: object) -> bool:
+    """Return whether something can be what a search writes of its data, as far as it is read."""
+    if not isinstance(data, dict) or not isinstance(data.get("counts", {}), dict):
+        return False
+    lists = [data.get(name, []) for name in ("mean", "std")]
+    return all(isinstance(values, list) and all(map(is_number, values)) for values in lists)
+
+
 def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"an event must be a JSON object, but: {error}.") from None
     if not isinstance(row, dict):
         raise RecordError(f"an event must be a JSON object, but got {row!r:.40}.")

@@ -33,7 +33,7 @@ class Task:
     Attributes:
         base: the network that the space starts from.
         table: the space.
-        dataset: with the parts train, selection and report.
+        dataset: with the parts train, selection and report; only an own trial may have none.
         recipe: of every trial.
         device: where to train.
         test: if there, the last epoch is evaluated on it once.
@@ -43,12 +43,18 @@ class Task:
 
     base: Base
     table: Table
-    dataset: Dataset
+    dataset: Dataset | None
     recipe: Recipe
     device: str = "cpu"
     test: Dataset | None = None
     trained: Mapping[str, Tensor] | None = None
     images: int = 0
+
+    @property
+    def data(self) -> Dataset:
+        """The dataset where there is one, as for the built-in training."""
+        assert self.dataset is not None
+        return self.dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ def train(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
     """
     torch.manual_seed(job.seed)
     model = _start(task, job)
-    trainer = Trainer(model, task.dataset, task.recipe, seed=job.seed, device=task.device)
+    trainer = Trainer(model, task.data, task.recipe, seed=job.seed, device=task.device)
     if has_checkpoint(job.checkpoint):
         tensors, meta = load_checkpoint(job.checkpoint)
         trainer.load_state(tensors, meta)
@@ -118,7 +124,7 @@ def _start(task: Task, job: Job) -> nn.Module:
     recipe, generator = task.recipe, torch.Generator().manual_seed(job.seed)
     # Statistics of images that are not augmented cost a trained ResNet-20 two points of its accuracy.
     augment = Augment(recipe.flip, recipe.crop, recipe.cutout)
-    batches = task.dataset.loader("train", task.device).batches(recipe.batch_size, generator, augment)
+    batches = task.data.loader("train", task.device).batches(recipe.batch_size, generator, augment)
     count = -(-task.images // recipe.batch_size)
     images = (images for images, _ in itertools.islice(batches, count))
     return inherit(base, task.table, job.architecture, images)
@@ -127,7 +133,7 @@ def _start(task: Task, job: Job) -> nn.Module:
 def _unseen(task: Task, trainer: Trainer) -> Metrics:
     """Return the accuracy on the images that decided nothing: the report part, and the test split if it is there."""
     model = trainer.final_model()
-    unseen = {"report": task.dataset} | ({} if task.test is None else {"test": task.test})
+    unseen = {"report": task.data} | ({} if task.test is None else {"test": task.test})
     return {
         f"{part}_accuracy": evaluate(model, dataset, part, device=task.device)[1] for part, dataset in unseen.items()
     }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-import torch
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune import Stopper
@@ -22,19 +21,25 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from bsconv_nas.errors import BsconvNasError
-from bsconv_nas.search.cluster import concurrency
+from bsconv_nas.errors import BsconvNasError, described, first_line
+from bsconv_nas.search.cluster import concurrency, room
 from bsconv_nas.search.experiment import Resources
+from bsconv_nas.search.shared import Mark
 from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
-from bsconv_nas.search.worker import Report, Worker, described, first_line
+from bsconv_nas.search.worker import Report, Worker, is_out_of_memory
 
 __all__ = ["Jobs", "run_jobs"]
+
+COUNT_EVERY = 2.0  # seconds between looks at which nodes there are
 
 
 class Jobs(Protocol):
     """What Tune asks and tells; `Driver` and `Retraining` answer. Number is a trial's number in the record."""
 
     interrupted: bool
+
+    def begin(self) -> None:
+        """Say what is planned, and settle what an earlier driver left open."""
 
     @property
     def finished(self) -> bool:
@@ -56,26 +61,38 @@ class Jobs(Protocol):
     def failed(self, number: int, cause: str, retry: bool = False) -> None:
         """Take note of why a trial broke off, and whether another try may help."""
 
+    def note(self, what: str, detail: dict[str, Any]) -> None:
+        """Take note of what happened beside the trials."""
+
     def close(self) -> None:
         """Take note that nothing runs any more."""
 
 
-def run_jobs(driver: Jobs, resources: Resources, task: Task, function: TrialFunction, scratch: str) -> None:
+def run_jobs(driver: Jobs, resources: Resources, task: Task, function: TrialFunction, scratch: str, mark: Mark) -> None:
     """Let Tune run the driver's jobs until there are no more, or the driver wants to stop.
+
+    Args:
+        driver: whose jobs.
+        resources: of each trial; the fraction of a GPU is decided.
+        task: what all trials share: the data lie once in the shared memory of each node.
+        function: trains one candidate.
+        scratch: a folder of this machine for Tune.
+        mark: of the checkpoints' storage.
 
     Raises:
         BsconvNasError: what the driver raised meanwhile.
         SearchError: the cluster cannot run one trial.
     """
-    worker = tune.with_parameters(Worker, task=task, function=function, threads=max(1, int(resources.cpus_per_trial)))
+    threads = max(1, int(resources.cpus_per_trial))
+    worker = tune.with_parameters(Worker, task=task, function=function, threads=threads, mark=mark)
     amounts = {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
     tuner = tune.Tuner(
         tune.with_resources(worker, amounts),
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(driver),
+            search_alg=_Suggestions(driver, resources),
             scheduler=_Decisions(driver, resources.timeout_minutes),
             num_samples=-1,
-            max_concurrent_trials=concurrency(resources),
+            max_concurrent_trials=resources.workers,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -105,19 +122,35 @@ class _Unsaved:
 class _Suggestions(_Unsaved, Searcher):  # type: ignore[misc]
     """The driver's jobs, as Tune asks for them."""
 
-    def __init__(self, driver: Jobs) -> None:
+    def __init__(self, driver: Jobs, resources: Resources) -> None:
         super().__init__()
-        self._driver = driver
+        self._driver, self._resources = driver, resources
+        self._room, self._counted = concurrency(resources), time.monotonic()
+        self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next job; None while only a running trial's end can tell whether there is one."""
+        """Return the next job; None while it has no room, or only a running trial's end can tell whether there is one.
+
+        A trial that waited for a node would have been proposed without what others bring to light meanwhile.
+        """
+        if len(self._live) >= self._places():
+            return None
         job = self._driver.next_job()
         if job is not None:
+            self._live.add(trial_id)
             return {"job": job}
         return Searcher.FINISHED if self._driver.finished or self._driver.stopping else None
 
+    def _places(self) -> int:
+        """Return how many trials the cluster can run now: nodes come and go."""
+        now = time.monotonic()
+        if now - self._counted > COUNT_EVERY:
+            self._room, self._counted = max(1, room(self._resources)), now
+        return self._room
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The scheduler has told the driver already."""
+        """Make room; the scheduler has told the driver already."""
+        self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the record is the state."""
@@ -160,7 +193,7 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]
             self._driver.failed(number, f"WorkerDied: {first_line(error)}", retry=True)
         else:
             cause = error.cause if isinstance(error, RayTaskError) else error
-            self._driver.failed(number, described(cause), retry=isinstance(cause, MemoryError | torch.OutOfMemoryError))
+            self._driver.failed(number, described(cause), retry=is_out_of_memory(cause))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Called again and again: end what hangs, then let Tune choose."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from ray.tune import Trainable
 
-from bsconv_nas.errors import TrainingError
+from bsconv_nas.errors import DataError, TrainingError, described
+from bsconv_nas.search.shared import Mark
 from bsconv_nas.search.trial import Metrics, Task, TrialFunction
 
-__all__ = ["Report", "Worker", "described", "first_line"]
+__all__ = ["Report", "Worker", "is_out_of_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,9 @@ class Report:
 class Worker(Trainable):  # type: ignore[misc]
     """A process that Tune keeps from trial to trial: torch is imported and the data are fetched once."""
 
-    def setup(self, config: dict[str, Any], task: Task, function: TrialFunction, threads: int) -> None:
+    def setup(self, config: dict[str, Any], task: Task, function: TrialFunction, threads: int, mark: Mark) -> None:
         """Called once a process, with its first job."""
+        mark.check()
         torch.set_num_threads(threads)
         self._task, self._function = task, function
         self.reset_config(config)
@@ -50,20 +52,17 @@ class Worker(Trainable):  # type: ignore[misc]
             epoch, metrics = next(self._epochs)
         except StopIteration:
             return {"report": Report()}
-        except TrainingError as error:
+        except (TrainingError, DataError) as error:
             return {"report": Report(cause=described(error))}
         return {"report": Report(epoch, metrics, time.perf_counter() - start)}
 
 
-def described(error: BaseException) -> str:
-    """Return an error's type and first line, for a record.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, of the machine or of a GPU: another try may find more.
 
-    >>> described(ValueError("no such layer"))
-    'ValueError: no such layer'
+    On CPUs torch has no type of its own for it.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    True
     """
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [""])[0]
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,9 +1,5 @@
-"""A small real space, runs in it, and trial functions that do not train; importable by Ray's workers."""
+"""A small real space, runs in it, and a trial function that does not train; importable by Ray's workers."""
 
-import math
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from bsconv_nas.api import SearchSpace
-from bsconv_nas.errors import DivergedError
 from bsconv_nas.network.models import cifar_resnet
 from bsconv_nas.search.driver import Driver
 from bsconv_nas.search.experiment import Experiment
@@ -71,6 +66,8 @@ def work_alone(
             for epoch, metrics in (function or pretend)(task, job):
                 if not driver.epoch_done(job.number, epoch, metrics, 1.0):
                     break
+            else:
+                driver.completed(job.number)
         driver.close()
     return driver.record
 
@@ -85,55 +82,3 @@ def pretend(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
     """Yield epochs of a curve that rises to the network's quality."""
     for epoch in range(job.epochs + 1, task.recipe.epochs + 1):
         yield epoch, {"val_accuracy": quality(job.architecture.indices) * (1 - 0.5**epoch)}
-
-
-def faulty(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
-    """Go wrong in each way once, by trial number."""
-    for epoch, metrics in pretend(task, job):
-        if epoch == 2 and job.number in FAULTS:
-            FAULTS[job.number]()
-        yield epoch, metrics if job.number != NAN_TRIAL else {"val_accuracy": math.nan}
-
-
-def broken(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
-    """Fail in every trial."""
-    raise ValueError(f"network {job.number} is broken\nin its second line, too")
-    yield
-
-
-def _diverge() -> None:
-    raise DivergedError(2, math.nan)
-
-
-def _raise() -> None:
-    raise KeyError("layer3")
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-FAULTS = {1: _diverge, 2: _raise, 3: _die}
-NAN_TRIAL = 4
-
-
-def hanging(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
-    """Never come back from the second epoch of trial 0."""
-    for epoch, metrics in pretend(task, job):
-        if (job.number, epoch) == (0, 2):
-            time.sleep(3600)
-        yield epoch, metrics
-
-
-class Unreadable:
-    """A trial function that a worker cannot take up."""
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _unreadable, ()
-
-    def __call__(self, task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
-        raise AssertionError
-
-
-def _unreadable() -> None:
-    raise ModuleNotFoundError("No module named 'mine'")

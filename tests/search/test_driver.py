@@ -1,6 +1,6 @@
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from bsconv_nas.cost.budget import Budget
 from bsconv_nas.errors import SearchError
 from bsconv_nas.search.checkpoint import has_checkpoint, save_checkpoint
 from bsconv_nas.search.driver import Driver
-from bsconv_nas.search.record import Record, Trial
+from bsconv_nas.search.record import Objective, Record, Trial
 from bsconv_nas.search.store import Store
 from bsconv_nas.search.trial import Job, Metrics, Task
 
@@ -52,12 +52,15 @@ def test_baselines_come_first_and_run_to_the_end(tmp_path: Path) -> None:
 def test_stops_follow_the_rungs(tmp_path: Path) -> None:
     store = new_run(tmp_path / "run", SPACE, trials=12, baselines=3, scheduler={"name": "asha", "eta": 2})
     record = searched(store)
+    beaten = []
     for trial in record.trials.values():
         rivals = [quality(t.started.indices) for n, t in record.trials.items() if n <= trial.number]
         better = sum(value > quality(trial.started.indices) for value in rivals)
         # With one worker each trial meets all earlier ones at the first rung; later rungs hold fewer.
         if trial.started.kind == "search" and better >= len(rivals) // 2:
-            assert (trial.state, trial.epochs) == ("stopped", 1)
+            beaten.append((trial.state, trial.epochs))
+    assert set(beaten) == {("stopped", 1)}
+    assert "complete" in {trial.state for trial in record.trials.values() if trial.started.kind == "search"}
 
 
 def test_what_is_told_is_what_is_recorded(tmp_path: Path) -> None:
@@ -78,7 +81,54 @@ def test_the_seed_of_a_trial_is_its_networks(tmp_path: Path) -> None:
     assert len(set(seeds[0].values())) == len(seeds[0])
 
 
-@pytest.mark.parametrize("scheduler", ["none", "asha"])
+def test_pareto_asha_keeps_all_of_the_front_of_which_asha_stops_some(tmp_path: Path) -> None:
+    """The curves of the pretended trainings never cross, and `random` proposes the same whatever becomes of it."""
+    asked = {"sampler": "random", "trials": 40, "baselines": 2, "objectives": TRADE_OFF}
+    stopping = {"eta": 3, "min_epochs": 1}
+    records = {
+        name: searched(new_run(tmp_path / name, SPACE, scheduler={"name": name, **params}, **asked))
+        for name, params in {"none": {}, "asha": stopping, "pareto_asha": stopping}.items()
+    }
+    front = records["none"].front([Objective(**goal) for goal in TRADE_OFF])
+    states = {name: [record.trials[number].state for number in front] for name, record in records.items()}
+    assert len({tuple(t.started.key for t in record.trials.values()) for record in records.values()}) == 1
+    assert states["pareto_asha"] == ["complete"] * len(front)
+    assert states["asha"].count("stopped") >= 2
+    spent = {name: sum(trial.epochs for trial in record.trials.values()) for name, record in records.items()}
+    assert spent["asha"] < spent["pareto_asha"] < 0.75 * spent["none"]
+
+
+def mirrored(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+    """Yield what `pretend` does as a loss, and an accuracy that says the contrary."""
+    for epoch, metrics in pretend(task, job):
+        yield epoch, {"val_loss": 1 - metrics["val_accuracy"], "val_accuracy": 1 - metrics["val_accuracy"]}
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "pareto_asha"])
+def test_the_first_measured_objective_decides_who_is_stopped(tmp_path: Path, scheduler: str) -> None:
+    asked = {"sampler": "random", "trials": 12, "baselines": 2, "scheduler": scheduler}
+    loss = ({"name": "macs", "direction": "min"}, {"name": "val_loss", "direction": "min"})
+    by_loss = work_alone(new_run(tmp_path / "loss", SPACE, objectives=loss, **asked), FEASIBLE, mirrored)
+    by_accuracy = searched(new_run(tmp_path / "accuracy", SPACE, objectives=TRADE_OFF, **asked))
+    states = [[trial.state for trial in record.trials.values()] for record in (by_loss, by_accuracy)]
+    assert states[0] == states[1]
+    assert "stopped" in states[0]
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "pareto_asha"])
+def test_an_epoch_without_the_compared_metric_is_worst(tmp_path: Path, scheduler: str) -> None:
+    def partly(task: Task, job: Job) -> Iterator[tuple[int, Metrics]]:
+        for epoch, metrics in pretend(task, job):
+            yield epoch, metrics if job.number % 4 else {"val_accuracy": math.nan}
+
+    early = {"name": scheduler, "min_epochs": 1}
+    asked = {"sampler": "random", "trials": 30, "scheduler": early, "objectives": TRADE_OFF}
+    record = work_alone(new_run(tmp_path / "run", SPACE, baselines=0, **asked), FEASIBLE, partly)
+    late = [trial for number, trial in record.trials.items() if number >= 12 and not number % 4]
+    assert [(trial.state, trial.epochs) for trial in late] == [("stopped", 1)] * 5
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "pareto_asha", "median", "hyperband"])
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_a_search_killed_everywhere_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, sampler: str, scheduler: str
@@ -159,6 +209,28 @@ def test_an_exception_is_not_retried(tmp_path: Path) -> None:
         second = driver.next_job()
         assert second is not None
         assert second.architecture != first.architecture
+
+
+def test_in_an_exhausted_space_each_network_was_tried_once_failed_ones_too(tmp_path: Path) -> None:
+    """By two drivers, the second of which knows them from the record."""
+    space = small_space("network", (0.5, 1.0), "fixed")
+    networks = {network.key for network in space.sample(1000)}
+    store = new_run(tmp_path / "run", space, baselines=1)
+    for trials in (len(networks) // 2, 1000):
+        with store.lock():
+            driver = Driver(store, space.feasible(), EPOCHS, trials)
+            driver.begin()
+            while (job := driver.next_job()) is not None:
+                driver.epoch_done(job.number, 1, {"val_accuracy": 0.5}, 1.0)
+                if job.number % 3:
+                    driver.failed(job.number, "DivergedError: nan")
+                else:
+                    driver.completed(job.number)
+            driver.close()
+    tried = list(driver.record.trials.values())
+    assert sorted(trial.started.key for trial in tried) == sorted(networks)
+    assert [trial.state == "failed" for trial in tried] == [trial.number % 3 > 0 for trial in tried]
+    assert [note.what for note in driver.record.notes[-2:]] == ["exhausted", "finished"]
 
 
 @pytest.mark.parametrize("metrics", [{"val_accuracy": math.nan}, {"loss": 0.5}])

@@ -29,7 +29,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
     experiment = Experiment.load(tmp_path / "least.toml")
     assert (experiment.data, experiment.recipe) == (DataSpec(), Recipe())
     search = experiment.search
-    assert (search.sampler.name, search.scheduler.name) == ("tpe", "none")
+    assert (search.sampler.name, search.scheduler.name) == ("additive", "none")
     assert (search.trials, search.seed, search.baselines, experiment.retrain.seeds) == (24, 0, 12, 5)
     assert search.objectives == (Objective("val_accuracy", "max"),)
     assert (experiment.budget, experiment.resources.workers) == ({}, 1)
@@ -79,11 +79,25 @@ BAD = [
     ("data=3", "Key 'data' in '{place}' must be a table, but got 3."),
     ("search.trials=-1", "Key 'search.trials' in '{place}': it must be at least 0, but got -1."),
     ("search.trials=many", "Key 'search.trials' in '{place}': it must be a whole number"),
+    ("search.trials=true", "Key 'search.trials' in '{place}': it must be a whole number, but got True."),
+    ('search.seed="1"', "Key 'search.seed' in '{place}': it must be a whole number, but got '1'."),
+    ("search.baselines=true", "Key 'search.baselines' in '{place}': it must be a whole number, but got True."),
+    ("train.images=true", "Key 'train.images' in '{place}': it must be a whole number, but got True."),
+    ("retrain.seeds=true", "Key 'retrain.seeds' in '{place}': it must be a whole number, but got True."),
+    ("retrain.members=true", "Key 'retrain.members' in '{place}': it must be a whole number, but got True."),
     ("search.objectives=[]", "Key 'search.objectives' in '{place}': it must not be empty"),
     ("search.sampler={eta=3}", "'{place}' needs the key 'search.sampler.name': add it."),
     ("search.sampler=", "Key 'search.sampler.name' in '{place}': it must not be empty"),
     ("name=a/b", "Key 'name' in '{place}': String should match pattern"),
     ("resources.workers=0", "Key 'resources.workers' in '{place}': it must be at least 1"),
+    ("resources.workers=true", "Key 'resources.workers' in '{place}': it must be a whole number, but got True."),
+    (
+        "resources.cpus_per_trial=true",
+        "'resources.cpus_per_trial' in '{place}': it must be a number, but got True.",
+    ),
+    ("resources.timeout_minutes=true", "'resources.timeout_minutes' in '{place}': it must be a number, but got True."),
+    ("resources.gpus_per_trial=true", "'{place}': it must be a number of at least 0, or 'auto', but got True."),
+    ("resources.gpus_per_trial=aut", "Key 'resources.gpus_per_trial' in '{place}': it must be a number of at least 0"),
     ("budget.mac=1", "In [budget] of '{place}': Unknown budget 'mac': valid are"),
     ("budget.macs=much", "In [budget] of '{place}': Budget 'macs' must be a number of at least 0"),
     ("search.seed", "An override must read key=value, such as search.seed=1, but got 'search.seed'."),

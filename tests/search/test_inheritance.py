@@ -1,5 +1,6 @@
 """Searches whose candidates start from a trained base."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import bsconv_nas as nas
 from bsconv_nas.errors import ExperimentError, RecordError
 from bsconv_nas.network.build import instantiate
 from bsconv_nas.network.inherit import inherit
-from bsconv_nas.run import resume
+from bsconv_nas.search.cluster import connected
+from bsconv_nas.search.experiment import Resources
 from bsconv_nas.space.base import Base
 from bsconv_nas.training.data import Dataset, DataSpec, load
 from bsconv_nas.training.loop import Trainer, evaluate
@@ -92,32 +94,43 @@ def test_a_trained_resnet20_keeps_its_accuracy_under_four_blueprints_without_tra
     assert accuracy["bsconv_u"] < accuracy["bsconv_u:r=4"]
 
 
-def test_candidates_start_where_the_base_was_and_the_run_keeps_its_weights(project: Path, tmp_path: Path) -> None:
-    experiment = nas.Experiment.load(project / "experiment.toml")
-    run = nas.search(experiment, tmp_path / "run")
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for the searches here."""
+    with connected(Resources(workers=1), 10**6):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(project: Path, cluster: None) -> nas.Run:
+    """A search whose candidates inherit."""
+    return nas.search(nas.Experiment.load(project / "experiment.toml"), project / "run")
+
+
+def test_candidates_start_where_the_base_was_and_the_run_keeps_its_weights(
+    run: nas.Run, project: Path, digits: Dataset
+) -> None:
     trials = run.trials[run.trials["state"] == "complete"]
     whole = trials.filter(like="width.").eq(1.0).all(axis=1)
     base = trials[whole & (trials["conv.network"] == "regular")]
-    assert float(base["val_accuracy"].max()) > 0.9  # one epoch from random weights at this rate leaves it at chance
+    assert float(base["val_accuracy"].max()) > 0.9
     kept, given = (load_file(folder / "base.safetensors") for folder in (run.path, project / "trained"))
     assert all(torch.equal(kept[name], given[name]) for name in (kept | given))
     assert str(project) not in (run.path / "experiment.json").read_text()
-    random = nas.search(experiment.model_copy(update={"train": type(experiment.train)()}), tmp_path / "random")
-    assert float(random.trials["val_accuracy"].max()) < 0.6
+    assert isinstance(run.space.base, Base)
+    torch.manual_seed(0)
+    fresh = Trainer(instantiate(run.space.base), digits, run.experiment.recipe, seed=0)
+    assert [epoch.val_accuracy < 0.6 for epoch in fresh.epochs()] == [True]  # from random weights
 
 
-def test_a_run_goes_on_without_the_file_that_its_base_came_from(project: Path, tmp_path: Path) -> None:
-    own = tmp_path / "project"
-    (own / "trained").mkdir(parents=True)
-    for name in ("space.toml", "experiment.toml", "trained/base.safetensors"):
-        (own / name).write_bytes((project / name).read_bytes())
-    run = nas.search(
-        nas.Experiment.load(own / "experiment.toml", ["search.trials=0", "search.baselines=1"]), own / "run"
-    )
-    (own / "trained" / "base.safetensors").unlink()
-    more = resume(nas.load_run(run.path), trials=2)
+@pytest.mark.usefixtures("cluster")
+def test_a_run_goes_on_without_the_file_that_its_base_came_from(run: nas.Run, tmp_path: Path) -> None:
+    copied = shutil.copytree(run.path, tmp_path / "elsewhere" / "run")
+    more = nas.resume(nas.load_run(copied), trials=3)
     assert (more.trials["state"] == "complete").all()
-    assert float(more.trials["val_accuracy"].max()) > 0.8
+    later = more.trials[len(run.trials) :]
+    assert len(later) == 2
+    assert (later["val_accuracy"] > 0.6).any()  # as those that begin at random do not
 
 
 @pytest.mark.parametrize(

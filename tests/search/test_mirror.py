@@ -1,5 +1,4 @@
 import math
-import time
 from datetime import datetime
 
 import optuna
@@ -80,7 +79,6 @@ def test_each_trial_is_added_once_when_it_has_ended(tmp_path, table):
 def test_it_is_rebuilt_over_whatever_was_left(tmp_path, table, left):
     (tmp_path / "optuna.log").write_text(left)
     (tmp_path / "optuna.log.lock").symlink_to(tmp_path / "optuna.log")
-    begin = time.monotonic()
     Mirror(tmp_path / "optuna.log", "run-1", table, GOALS).update(Record(trial(0, "complete")))
-    assert time.monotonic() - begin < 5
+    assert not (tmp_path / "optuna.log.lock").is_symlink()  # for which Optuna's readers would wait
     assert len(read(tmp_path / "optuna.log").trials) == 1

@@ -4,6 +4,7 @@ import pytest
 
 from bsconv_nas.errors import RecordError
 from bsconv_nas.search.pick import knee, pick
+from bsconv_nas.search.record import Objective
 
 
 def frame(*rows: tuple[str, str, str, float, int]) -> pd.DataFrame:
@@ -33,6 +34,12 @@ def test_pick(how: str, number: int) -> None:
 def test_best_is_the_cheapest_of_equally_accurate() -> None:
     without = TRIALS[TRIALS["key"] != "0199"]
     assert pick(without, FRONT.iloc[:3], "best") == 13
+
+
+def test_best_and_knee_follow_what_is_measured() -> None:
+    losses = FRONT.assign(loss=1 - FRONT["val_accuracy"], val_accuracy=float("nan"))
+    for how, number in (("best", 14), ("knee", 11)):
+        assert pick(TRIALS, losses, how, measured=Objective("loss", "min")) == number
 
 
 @pytest.mark.parametrize(
