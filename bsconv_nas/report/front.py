@@ -1,4 +1,4 @@
-"""Validation accuracy over cost: every trial, the front, the uniform baselines and the budget."""
+"""What a run measures, such as accuracy, over cost: every trial, the front, the uniform baselines and the budget."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from bsconv_nas.errors import BsconvNasError, RecordError
+from bsconv_nas.errors import BsconvNasError, RecordError, first_line
 from bsconv_nas.report import document
 from bsconv_nas.report.hover import hover_text
+from bsconv_nas.report.measure import Measure
 from bsconv_nas.report.networks import uniform
 from bsconv_nas.report.quantities import COSTS, cost, octave_ticks
 from bsconv_nas.report.retrained import SHORT, retrained_info
-from bsconv_nas.report.theme import BUDGET, COLORS, FAILED, INK, MUTED, SWITCH, layout
+from bsconv_nas.report.theme import BUDGET, COLORS, FAILED, INK, MUTED, SWITCH, layout, plain
 from bsconv_nas.report.view import TrialRow, View
 from bsconv_nas.search.record import Objective, front
 
@@ -29,7 +30,7 @@ FORMATS = ("pdf", "png", "svg")  # of pictures
 class AxisInfo:
     """One cost axis: ticks, range, the budget's bounds on it, and the front over it.
 
-    `line` has a (cost, accuracy [%]) a member of that front; it ends at the budget.
+    `line` has a (cost, measure) a member of that front; it ends at the budget.
     """
 
     column: str
@@ -44,9 +45,9 @@ class AxisInfo:
 class FrontInfo:
     """What the front figure shows.
 
-    `points` has a row a trial: number, key, group (state of a search trial, or `baseline NAME`), accuracy [%],
-    `shown` (accuracy, but not below `floor`), on_front, hover and the cost columns. `retrained` has a row a retrained
-    network with its mean and standard deviation [%]. `floor` and `top` [%] end the accuracy axis.
+    `points` has a row a trial: number, key, group (state of a search trial, or `baseline NAME`), value (of the measure;
+    accuracies [%]), `shown` (value, but not beyond the worst end), on_front, hover and the cost columns. `retrained`
+    has a row a retrained network with its mean and standard deviation [%]. `floor` and `top` end the measure's axis.
     """
 
     points: pd.DataFrame
@@ -54,22 +55,26 @@ class FrontInfo:
     axes: tuple[AxisInfo, ...]
     floor: float
     top: float
+    measure: Measure
 
 
 def front_info(view: View) -> FrontInfo:
     """Return all that the front figure shows; `points` and `axes` are empty before the first trial."""
     points = _points(view)
     retrained = retrained_info(view)
-    floor, top = _accuracy_range(points, retrained)
-    points["shown"] = points["accuracy"].clip(lower=floor).fillna(floor)
+    floor, top = _range(points, retrained, view.measure)
+    value = points["value"]
+    points["shown"] = (
+        value.clip(lower=floor).fillna(floor) if view.measure.sign > 0 else value.clip(upper=top).fillna(top)
+    )
     axes = tuple(_axis(view, column) for column in view.costs)
-    return FrontInfo(points, retrained, axes, floor, top)
+    return FrontInfo(points, retrained, axes, floor, top, view.measure)
 
 
 def _points(view: View) -> pd.DataFrame:
     frame = view.candidates
     points = frame[["number", "key", *view.costs]].copy()
-    points["accuracy"] = 100 * frame["val_accuracy"].astype(float)
+    points["value"] = view.measure.scale * frame[view.measure.name].astype(float)
     points["group"] = pd.Series([_group(view, row) for row in frame.to_dict("records")], frame.index, dtype=str)
     points["on_front"] = frame["number"].isin(view.front["number"])
     points["hover"] = [hover_text(view, row) for row in frame.to_dict("records")]
@@ -82,22 +87,24 @@ def _group(view: View, row: TrialRow) -> str:
     return str(row["state"])
 
 
-def _accuracy_range(points: pd.DataFrame, retrained: pd.DataFrame) -> tuple[float, float]:
-    """Return the ends [%] of the accuracy axis: Tukey's fence below the complete trials, but all that is compared.
+def _range(points: pd.DataFrame, retrained: pd.DataFrame, measure: Measure) -> tuple[float, float]:
+    """Return the ends of the measure's axis: Tukey's fence behind the complete trials, but all that is compared.
 
     A trial that stopped early or collapsed would otherwise press the front into the topmost tenth of the figure.
     """
-    complete = points[~points["group"].isin(["running", "stopped", "failed"])]["accuracy"].dropna()
-    compared = points[points["on_front"] | points["group"].str.startswith("baseline")]["accuracy"].dropna()
-    means = retrained["mean"]
-    values = complete if len(complete) else points["accuracy"].dropna()
+    signed = measure.sign * points["value"]
+    complete = signed[~points["group"].isin(["running", "stopped", "failed"])].dropna()
+    compared = signed[points["on_front"] | points["group"].str.startswith("baseline")].dropna()
+    means = measure.sign * retrained["mean"]
+    values = complete if len(complete) else signed.dropna()
     if values.empty:
-        return 0.0, 100.0
+        return 0.0, measure.scale
     first, third = values.quantile(0.25), values.quantile(0.75)
     low = min([max(values.min(), first - 1.5 * (third - first)), *compared, *(means - retrained["std"].fillna(0))])
     high = max([values.max(), *(means + retrained["std"].fillna(0))])
-    margin = max(0.06 * (high - low), 0.5)
-    return float(low - margin), float(high + margin)
+    margin = max(0.06 * (high - low), 0.5 if measure.is_accuracy else 0.005 * max(abs(high), abs(low), 1e-6))
+    ends = measure.sign * float(low - margin), measure.sign * float(high + margin)
+    return min(ends), max(ends)
 
 
 def _axis(view: View, column: str) -> AxisInfo:
@@ -106,8 +113,9 @@ def _axis(view: View, column: str) -> AxisInfo:
     low, high = min([*values, *bounds]), max([*values, *bounds])
     margin = max((high / low) ** 0.05, 1.04)
     low, high = low / margin, high * margin
-    shown = front(view.trials, [Objective("val_accuracy", "max"), Objective(column, "min")])
-    line = list(zip(shown[column].astype(float), 100 * shown["val_accuracy"].astype(float), strict=True))
+    measure = view.measure
+    shown = front(view.trials, [measure.objective, Objective(column, "min")])
+    line = list(zip(shown[column].astype(float), measure.scale * shown[measure.name].astype(float), strict=True))
     line += [(max(bounds), line[-1][1])] if line and bounds and line[-1][0] < max(bounds) else []
     ticks = octave_ticks(low, high, anchor=max([*bounds, 0.0]) or 2.0 ** round(math.log2(high)))
     return AxisInfo(column, tuple(ticks), low, high, bounds, tuple(line))
@@ -210,15 +218,22 @@ def _x_axis(axis: AxisInfo) -> dict[str, Any]:
     }
 
 
+def _y_axis(info: FrontInfo) -> dict[str, Any]:
+    measure, room = info.measure, 0.03 * (info.top - info.floor)  # for what stands at the worst end
+    ends = [info.floor - room, info.top] if measure.sign > 0 else [info.top + room, info.floor]
+    title = f"{'accuracy' if measure.is_accuracy else measure.name}{measure.unit}"
+    return {"title": {"text": plain(title)}, "range": ends}
+
+
 def front_figure(info: FrontInfo) -> go.Figure:
-    """Draw accuracy over cost; needs at least one trial."""
+    """Draw the measure over cost; needs at least one trial."""
     layers = _layers(info)
     figure = go.Figure([layer.trace.update(x=layer.xs[0], y=layer.ys[0]) for layer in layers])
     figure.update_layout(
         layout(
             height=560,
             xaxis={"type": "log"},
-            yaxis={"title": {"text": "accuracy [%]"}, "range": [info.floor - 0.03 * (info.top - info.floor), info.top]},
+            yaxis=_y_axis(info),
             updatemenus=[_switch(info, layers)] if len(info.axes) > 1 else [],
         )
     )
@@ -253,11 +268,6 @@ def save_image(view: View, path: str | Path, width: int = 1000, height: int = 56
     except (ImportError, ValueError, RuntimeError) as error:
         raise BsconvNasError(
             "A picture of the front needs kaleido and a Chrome or Chromium: pip install 'bsconv_nas[images]', "
-            f"then plotly_get_chrome or your system's package (they say: {_first_sentence(error)})."
+            f"then plotly_get_chrome or your system's package (they say: {first_line(error).partition('. ')[0]})."
         ) from error
     return document.write_whole(place, image)
-
-
-def _first_sentence(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line.partition(". ")[0].rstrip(".")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bsconv_nas.report.networks import depths, kernels, stages, widths
-from bsconv_nas.report.quantities import COSTS, MISSING, cost, percent
+from bsconv_nas.report.quantities import COSTS, MISSING, cost
 from bsconv_nas.report.theme import plain
 from bsconv_nas.report.view import TrialRow, View
 
@@ -40,7 +40,7 @@ def hover_text(view: View, row: TrialRow) -> str:
     costs = [f"{COSTS[c]} {cost(row[c], c)}" for c in view.costs if math.isfinite(row[c])]
     lines = [
         f"trial {row['number']} ({row['kind']}, {row['state']}), seed {row['seed']}",
-        f"validation accuracy {percent(row['val_accuracy'])}",
+        f"{view.measure.label} {view.measure.text(row[view.measure.name])}",
         " · ".join(costs),
         *architecture_lines(view, row["number"]),
         *([cause] if cause else []),

@@ -1,4 +1,4 @@
-"""Which choices matter: functional ANOVA of the validation accuracy (Hutter et al., ICML 2014), by Optuna."""
+"""Which choices matter: functional ANOVA of the run's measure (Hutter et al., ICML 2014), by Optuna."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class ImportanceInfo:
-    """Share of the accuracy's variance by dimension, the greatest first; `trials` is what it is estimated from."""
+    """Share of the measure's variance by dimension, the greatest first; `trials` is what it is estimated from."""
 
+    label: str
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     shares: tuple[float, ...]
@@ -43,7 +44,8 @@ def importance_info(view: View) -> ImportanceInfo | None:
     None below ten complete trials or without any variation.
     """
     finished = view.finished.iloc[:: math.ceil(len(view.finished) / MAX_TRIALS) or 1]
-    if len(finished) < MIN_TRIALS or finished["val_accuracy"].nunique() < 2:
+    values = finished[view.measure.name]
+    if len(finished) < MIN_TRIALS or values.nunique() < 2:
         return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
@@ -52,14 +54,15 @@ def importance_info(view: View) -> ImportanceInfo | None:
         for dimension in view.table.dimensions
         if len(dimension.options) > 1
     }
-    for number, accuracy in zip(finished["number"], finished["val_accuracy"], strict=True):
+    for number, value in zip(finished["number"], values, strict=True):
         chosen = dict(zip(view.table.names, view.indices(number), strict=True))
         params = {name: chosen[name] for name in choices}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=choices, value=float(accuracy)))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=choices, value=float(value)))
     found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(n_trees=32, max_depth=16, seed=0))
     kinds = {dimension.name: dimension.kind for dimension in view.table.dimensions}
     shown = list(found.items())[:MAX_SHOWN]
     return ImportanceInfo(
+        view.measure.label,
         tuple(name for name, _ in shown),
         tuple(KINDS[kinds[name]] for name, _ in shown),
         tuple(share for _, share in shown),
@@ -84,7 +87,7 @@ def importance_figure(info: ImportanceInfo) -> go.Figure:
     figure.update_layout(
         layout(
             height=140 + 22 * len(info.names),
-            xaxis={"title": {"text": f"share of the accuracy's variance [%], {info.trials} trials"}},
+            xaxis={"title": {"text": f"share of the variance of {plain(info.label)} [%], {info.trials} trials"}},
             yaxis={
                 "categoryorder": "array",
                 "categoryarray": [plain(name) for name in info.names],

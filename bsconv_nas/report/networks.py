@@ -36,11 +36,14 @@ def uniform(table: Table, indices: Sequence[int]) -> str:
 
 
 def stages(table: Table, indices: Sequence[int]) -> dict[str, Counter[str]]:
-    """Return how many layers of each option a stage has; a stage is the first part of a layer's path."""
+    """Return how many places of each option a stage has; a stage is the first part of a layer's path.
+
+    An inverted residual counts once, under the form that was chosen for both its halves.
+    """
     found: dict[str, Counter[str]] = {}
     for i in places(table):
         dimension = table.dimensions[i]
-        for node in _kept(table, indices, dimension):
+        for node in table.graph.once(_kept(table, indices, dimension)):
             stage = table.graph.nodes[node].path.partition(".")[0]
             found.setdefault(stage, Counter())[str(dimension.options[indices[i]])] += 1
     return found

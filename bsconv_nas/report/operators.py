@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from bsconv_nas.report.networks import depths, kernels, operators, places, widths
-from bsconv_nas.report.quantities import cost, percent
+from bsconv_nas.report.quantities import cost
 from bsconv_nas.report.theme import family, layout, plain, shade
 from bsconv_nas.report.view import View
 from bsconv_nas.space.table import Dimension, Table
@@ -56,8 +56,8 @@ def operators_info(view: View) -> OperatorsInfo | None:
     networks = [view.indices(number) for number in members["number"]]
     options = _options(view)
     rows = (
-        f"{cost(value, column)} · {percent(accuracy)}"
-        for value, accuracy in zip(members[column], members["val_accuracy"], strict=True)
+        f"{cost(spent, column)} · {view.measure.text(value)}"
+        for spent, value in zip(members[column], members[view.measure.name], strict=True)
     )
     chosen = [[None if o is None else options.index(o) for o in operators(table, indices)] for indices in networks]
     panels = (_panel(view, title, [of(table, indices) for indices in networks]) for title, of in SIZES.items())

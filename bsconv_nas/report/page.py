@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _figures(view: View) -> dict[str, Markup]:
     drawn: dict[str, tuple[Any, Callable[[Any], go.Figure]]] = {
         "operators": (operators_info(view), operators_figure),
         "progress": (progress_info(view), progress_figure),
-        "curves": (curves_info(view) or None, curves_figure),
+        "curves": (curves_info(view) or None, partial(curves_figure, measure=view.measure)),
         "importance": (importance_info(view), importance_figure),
     }
     if view.costs:

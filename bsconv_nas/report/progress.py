@@ -71,8 +71,11 @@ def _hypervolume(accuracies: Floats, costs: Floats, chance: float, reference: fl
 
 
 def progress_info(view: View) -> ProgressInfo | None:
-    """Return the hypervolume over trials and device time; None before the first complete trial."""
-    if view.finished.empty or not view.costs:
+    """Return the hypervolume over trials and device time; None before the first complete trial.
+
+    None, too, where no accuracy is measured: the reference point is chance.
+    """
+    if view.finished.empty or not view.costs or not view.measure.is_accuracy:
         return None
     column = view.costs[0]
     reference, origin = _reference(view, column)
@@ -150,11 +153,11 @@ def gain_info(view: View) -> Gain | None:
     """Return the mean of (searched front - baselines' front) over log2 cost; None where they share no interval.
 
     The interval starts where both have a network and ends at the budget (else at the costliest of both). Searched
-    trials stand for themselves: baselines do not count among them, so the gain is signed.
+    trials stand for themselves: baselines do not count among them, so the gain is signed. It is of accuracies alone.
     """
     finished = view.finished
     searched, baselines = finished[finished["kind"] == "search"], finished[finished["kind"] == "baseline"]
-    if searched.empty or baselines.empty or not view.costs:
+    if searched.empty or baselines.empty or not view.costs or not view.measure.is_accuracy:
         return None
     column = view.costs[0]
     low = float(max(searched[column].min(), baselines[column].min()))

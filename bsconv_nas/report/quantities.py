@@ -9,7 +9,7 @@ from bsconv_nas.cost.budget import format_quantity
 __all__ = ["COSTS", "MISSING", "cost", "duration", "magnitude", "octave_ticks", "percent", "points"]
 
 # The cost columns that a figure may have on its axis, and what they are called.
-COSTS = {"macs": "MACs", "params": "Parameters", "memory": "Memory"}
+COSTS = {"macs": "MACs", "params": "Parameters", "memory": "Memory", "latency_ns": "Latency"}
 
 MISSING = "\N{EN DASH}"
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from bsconv_nas.report.measure import Measure
 from bsconv_nas.report.networks import places, uniform
-from bsconv_nas.report.quantities import COSTS, MISSING, cost, magnitude, percent, points
+from bsconv_nas.report.quantities import COSTS, MISSING, cost, magnitude, points
 from bsconv_nas.report.view import View
 from bsconv_nas.space.counting import count_networks
 
@@ -22,25 +23,22 @@ TIE = 0.004
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The most accurate searched network against the most accurate uniform one, both inside the budget.
+    """The best searched network against the best uniform one, both inside the budget.
 
-    Accuracies are fractions; `limit` is the difference below which the two count as equal.
+    Values are those of the run's measure; `gap` is how much better the searched network is, `limit` the difference
+    below which the two count as equal.
     """
 
     key: str
-    accuracy: float
+    value: float
     cost: float
     baseline: str
     baseline_key: str
-    baseline_accuracy: float
+    baseline_value: float
     baseline_cost: float
+    gap: float
     limit: float
     searched: int
-
-    @property
-    def gap(self) -> float:
-        """Accuracy of the searched minus that of the uniform network."""
-        return self.accuracy - self.baseline_accuracy
 
     @property
     def tie(self) -> bool:
@@ -56,8 +54,8 @@ def _inside(view: View, trials: pd.DataFrame) -> pd.DataFrame:
     return trials
 
 
-def _winner(trials: pd.DataFrame) -> dict[str, Any]:
-    return dict(trials.sort_values(["val_accuracy", "number"], ascending=[False, True]).iloc[0])
+def _winner(trials: pd.DataFrame, measure: Measure) -> dict[str, Any]:
+    return dict(trials.sort_values([measure.name, "number"], ascending=[measure.sign < 0, True]).iloc[0])
 
 
 def comparison(view: View) -> Comparison | None:
@@ -66,23 +64,26 @@ def comparison(view: View) -> Comparison | None:
     searched, baselines = finished[finished["kind"] == "search"], finished[finished["kind"] == "baseline"]
     if searched.empty or baselines.empty or not view.costs:
         return None
-    winner, rival, column = _winner(searched), _winner(baselines), view.costs[0]
+    measure, column = view.measure, view.costs[0]
+    winner, rival = _winner(searched, measure), _winner(baselines, measure)
     return Comparison(
         key=winner["key"],
-        accuracy=winner["val_accuracy"],
+        value=winner[measure.name],
         cost=winner[column],
         baseline=uniform(view.table, view.indices(rival["number"])),
         baseline_key=rival["key"],
-        baseline_accuracy=rival["val_accuracy"],
+        baseline_value=rival[measure.name],
         baseline_cost=rival[column],
-        limit=_limit(rival["val_accuracy"], view.selection_images),
+        gap=measure.sign * (winner[measure.name] - rival[measure.name]),
+        limit=_limit(rival[measure.name], view.selection_images) if measure.is_accuracy else 0.0,
         searched=len(searched),
     )
 
 
 def best(view: View, kind: str) -> float:
-    """Return the highest accuracy of a complete trial of `kind`; NaN where there is none."""
-    return float(view.finished[view.finished["kind"] == kind]["val_accuracy"].max())
+    """Return the best value of a complete trial of `kind`; NaN where there is none."""
+    found = view.finished[view.finished["kind"] == kind]
+    return math.nan if found.empty else float(_winner(found, view.measure)[view.measure.name])
 
 
 def _limit(accuracy: float, images: int | None) -> float:
@@ -100,14 +101,24 @@ def sentences(view: View) -> tuple[str, ...]:
     found = comparison(view)
     if found is None:
         return (_incomparable(view),)
-    column = view.costs[0]
+    column, text = view.costs[0], view.measure.text
     compared = (
-        f"The best searched network, {found.key[:8]}, reached {percent(found.accuracy)} at "
+        f"The best searched network, {found.key[:8]}, reached {text(found.value)} at "
         f"{cost(found.cost, column)} {COSTS[column]}; the best uniform one, {found.baseline}, "
-        f"{percent(found.baseline_accuracy)} at {cost(found.baseline_cost, column)}"
+        f"{text(found.baseline_value)} at {cost(found.baseline_cost, column)}"
     )
     within = f", both inside the budget ({view.limits})." if view.budget.bounds else "."
+    if not view.measure.is_accuracy:
+        return compared + within, _plain_caveat(found, view.measure)
     return compared + within, _caveat(found, view.selection_images)
+
+
+def _plain_caveat(found: Comparison, measure: Measure) -> str:
+    """Return how far to trust a difference in a metric of whose noise nothing is known."""
+    return (
+        f"That is {measure.difference(measure.sign * found.gap)} in {measure.name}, from a single seed each; the "
+        f"winner is the best of {found.searched} noisy values, so evaluate both again with other seeds."
+    )
 
 
 def _caveat(found: Comparison, images: int | None) -> str:
@@ -130,10 +141,10 @@ def _incomparable(view: View) -> str:
     if finished.empty:
         return "No trial is complete yet, so there is nothing to compare."
     missing = "uniform baseline" if (finished["kind"] == "search").any() else "search trial"
-    winner = _winner(finished)
+    winner, measure = _winner(finished, view.measure), view.measure
     return (
-        f"The best network so far, {winner['key'][:8]}, reached {percent(winner['val_accuracy'])}; without a complete "
-        f"{missing} inside the budget there is nothing to compare it with."
+        f"The best network so far, {winner['key'][:8]}, reached {measure.text(winner[measure.name])}; without a "
+        f"complete {missing} inside the budget there is nothing to compare it with."
     )
 
 
@@ -204,13 +215,14 @@ def notes(view: View) -> tuple[str, ...]:
     found = []
     if view.unreported and len(view.trials):
         found.append(f"No trial has reported {', '.join(view.unreported)} yet, so there is no front.")
-    hidden = [g.name for g in view.objectives if g.name not in ("val_accuracy", *COSTS)]
+    hidden = [g.name for g in view.objectives if g.name not in (view.measure.name, *COSTS)]
     if hidden:
         found.append(
             f"The run also optimises {', '.join(hidden)}: the table of the front follows all objectives, the figures "
-            "show validation accuracy over cost."
+            f"show {view.measure.label} over cost."
         )
-    lost = ((view.candidates["state"] == "complete") & view.candidates["val_accuracy"].isna()).sum()
+    lost = ((view.candidates["state"] == "complete") & view.candidates[view.measure.name].isna()).sum()
+    name = "accuracy" if view.measure.is_accuracy else view.measure.name
     if lost:
-        found.append(f"{_number(int(lost), 'complete trial')} without a finite accuracy: at the foot of the figure.")
+        found.append(f"{_number(int(lost), 'complete trial')} without a finite {name}: at the foot of the figure.")
     return tuple(found)

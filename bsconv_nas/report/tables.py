@@ -19,17 +19,17 @@ __all__ = ["Row", "baselines_table", "front_table"]
 class Row:
     """One network.
 
-    `accuracy` is a fraction, `costs` has a value a cost column, `fvcore` is fvcore's count or None, `layers` counts
-    the searched layers by option, `families` by decomposition. `gap` is the accuracy of the searched network minus
-    that of the uniform one: of a searched row against the best baseline that costs no more, of a baseline the best
-    searched network that costs no more against it; None where there is none.
+    `value` is that of the run's measure, `costs` has a value a cost column, `fvcore` is fvcore's count or None,
+    `layers` counts the searched places by option, `families` by decomposition. `gap` is how much better the searched
+    network is than the uniform one: of a searched row against the best baseline that costs no more, of a baseline the
+    best searched network that costs no more against it; None where there is none.
     """
 
     number: int
     key: str
     kind: str
     state: str
-    accuracy: float
+    value: float
     costs: dict[str, float]
     fvcore: int | None
     epochs: int
@@ -67,7 +67,7 @@ def _row(view: View, row: TrialRow) -> Row:
         key=row["key"],
         kind=row["kind"],
         state=row["state"],
-        accuracy=row["val_accuracy"],
+        value=row[view.measure.name],
         costs={column: row[column] for column in view.costs},
         fvcore=view.fvcore.get(row["key"], {}).get("macs"),
         epochs=row["epochs"],
@@ -81,11 +81,12 @@ def _row(view: View, row: TrialRow) -> Row:
 
 
 def _gap(view: View, row: TrialRow) -> float | None:
-    """Return the accuracy of the searched minus that of the uniform network (see `Row`)."""
+    """Return how much better the searched network is than the uniform one (see `Row`)."""
     other = "search" if row["kind"] == "baseline" else "baseline"
     column = view.costs[0]
     rivals = view.finished[(view.finished["kind"] == other) & (view.finished[column] <= row[column])]
-    if rivals.empty or pd.isna(row["val_accuracy"]):
+    name, sign = view.measure.name, view.measure.sign
+    if rivals.empty or pd.isna(row[name]):
         return None
-    gap = float(row["val_accuracy"] - rivals["val_accuracy"].max())
+    gap = sign * float(row[name]) - float((sign * rivals[name]).max())
     return -gap if row["kind"] == "baseline" else gap

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from bsconv_nas.cost.analytic import CostModel
 from bsconv_nas.cost.budget import Budget
+from bsconv_nas.cost.latency import LatencyTable, cost_model
+from bsconv_nas.report.measure import ACCURACY, Measure
 from bsconv_nas.report.quantities import COSTS
 from bsconv_nas.search.record import Objective, Record, front
-from bsconv_nas.space.sampling import extremes
+from bsconv_nas.space.extremes import extremes
 from bsconv_nas.space.table import Table
 
 __all__ = ["TrialRow", "View"]
@@ -27,7 +28,8 @@ class View:
 
     `experiment` and `environment` are the JSON objects of the run folder. `fvcore` maps a key to fvcore's counts of
     that network, such as `{"macs": 41_000_000}`; `verdict` holds the sentences that a retraining ended with.
-    `selection_images` is the number of images that `val_accuracy` is measured on, where known.
+    `selection_images` is the number of images that `val_accuracy` is measured on, where known. `measure` is what
+    networks are ranked by. `latencies` is the table that latencies were predicted from, if they were.
     """
 
     name: str
@@ -40,11 +42,14 @@ class View:
     fvcore: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     verdict: tuple[str, ...] = ()
     selection_images: int | None = None
+    measure: Measure = ACCURACY
+    latencies: LatencyTable | None = None
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row a trial, as `Record.frame` gives it."""
-        return self.record.frame(self.table)
+        """One row a trial, as `Record.frame` gives it; the measure has its column, be it reported or not."""
+        frame = self.record.frame(self.table)
+        return frame if self.measure.name in frame else frame.assign(**{self.measure.name: float("nan")})
 
     @cached_property
     def candidates(self) -> pd.DataFrame:
@@ -53,9 +58,9 @@ class View:
 
     @cached_property
     def finished(self) -> pd.DataFrame:
-        """The complete candidates that have an accuracy."""
+        """The complete candidates that have a value of the measure."""
         complete = self.candidates[self.candidates["state"] == "complete"]
-        return complete.dropna(subset=["val_accuracy"])
+        return complete.dropna(subset=[self.measure.name])
 
     @cached_property
     def unreported(self) -> tuple[str, ...]:
@@ -78,7 +83,7 @@ class View:
     @cached_property
     def largest(self) -> dict[str, int]:
         """The largest value of each cost column in the space."""
-        model = CostModel(self.table)
+        model = cost_model(self.table, self.latencies)
         return {column: int(max(values)) for column, values in model.costs(extremes(model)[1]).items()}
 
     @property

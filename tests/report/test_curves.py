@@ -11,7 +11,7 @@ def test_a_curve_a_trial_with_its_group(writer, network):
     curves = curves_info(writer.view())
     assert [(c.number, c.group) for c in curves] == [(0, "baseline dsc"), (1, "front"), (2, "search")]
     assert (curves[1].epochs, curves[1].seconds) == ((1, 2, 3), (1.0, 2.0, 3.0))
-    assert curves[1].accuracy[-1] == pytest.approx(80)
+    assert curves[1].values[-1] == pytest.approx(80)
 
 
 def test_lines_of_a_group_are_one_trace_with_gaps(writer, network):

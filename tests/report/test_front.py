@@ -33,7 +33,7 @@ def test_groups_tell_states_and_baselines_apart(small):
         "stopped",
         "failed",
     ]
-    assert points["accuracy"].tolist()[:6] == pytest.approx([80, 79, 78, 85, 84, 30])
+    assert points["value"].tolist()[:6] == pytest.approx([80, 79, 78, 85, 84, 30])
 
 
 def test_the_line_is_the_front_over_each_axis_and_ends_at_the_budget(small):

@@ -31,7 +31,7 @@ def against(writer, network):
 
 def test_best_is_compared_with_best_inside_the_budget(against):
     found = summary.comparison(against(0.0031))
-    assert (found.baseline, found.baseline_accuracy, found.searched) == ("bsconv_u", 0.80, 2)
+    assert (found.baseline, found.baseline_value, found.searched) == ("bsconv_u", 0.80, 2)
     assert (found.gap, found.limit, found.tie) == (pytest.approx(0.0031), 0.004, True)
 
 
