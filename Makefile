@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Test files that run side by side, each on one thread.
+JOBS   ?= 2
 # What tests leave in the system's temporary folder goes when they end.
-PYTEST = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && TMPDIR=$$scratch $(BIN)/python -m pytest
+PYTEST = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && TMPDIR=$$scratch OMP_NUM_THREADS=1 \
+         $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --durations 25
 
 .PHONY: install demo check test test-all clean
 

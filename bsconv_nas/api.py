@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bsconv_nas.cost.analytic import CostModel, Costs
+from bsconv_nas.cost.analytic import LATENCY, CostModel, Costs
 from bsconv_nas.cost.budget import Budget
-from bsconv_nas.errors import SpaceError
+from bsconv_nas.cost.latency import LatencyTable, cost_model
+from bsconv_nas.errors import LatencyError, SpaceError, first_line
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.dimensions import make_table
 from bsconv_nas.space.files import Choices, load_space_file, validate
@@ -37,6 +38,7 @@ class SearchSpace:
     """A base network and the table of what may vary in it.
 
     `base` is a reference that any process can instantiate, or the module itself where there is no importable factory.
+    With `latencies`, measured on a device, networks have a predicted latency as a cost more.
 
     >>> space = SearchSpace.load("search_spaces/cifar_resnet.toml")
     >>> model = space.build(space.sample(1, budget=Budget(macs="20M"))[0])
@@ -44,6 +46,7 @@ class SearchSpace:
 
     base: Base | nn.Module
     table: Table
+    latencies: LatencyTable | None = None
 
     @classmethod
     def load(cls, path: str | Path, input_size: Size | None = None, num_classes: int | None = None) -> SearchSpace:
@@ -136,10 +139,30 @@ class SearchSpace:
     @cached_property
     def model(self) -> CostModel:
         """The cost model of the table."""
-        return CostModel(self.table)
+        return cost_model(self.table, self.latencies)
+
+    def with_latencies(self, latencies: LatencyTable | None) -> SearchSpace:
+        """Return the space with predicted latencies among its costs, or without them.
+
+        Raises:
+            LatencyError: the table lacks units of this space.
+        """
+        space = replace(self, latencies=latencies)
+        if latencies is not None:
+            _ = space.model  # a table that does not fit is refused here
+        return space
 
     def feasible(self, budget: Budget | None = None) -> FeasibleSet:
-        """Return the networks that keep `budget`; all of them without one."""
+        """Return the networks that keep `budget`; all of them without one.
+
+        Raises:
+            LatencyError: the budget bounds the latency, and the space has no table of measured ones.
+        """
+        if budget is not None and LATENCY in budget.bounds and self.latencies is None:
+            raise LatencyError(
+                f"A budget of {budget} needs measured latencies: give the space some by "
+                "with_latencies(LatencyTable.load(FILE))."
+            )
         return FeasibleSet(self.model, budget or Budget())
 
     def sample(self, n: int, budget: Budget | None = None, seed: int = 0) -> list[Architecture]:
@@ -153,7 +176,7 @@ class SearchSpace:
         return feasible.sample(n, np.random.default_rng(seed))
 
     def cost(self, architecture: Architecture) -> Costs:
-        """Return MACs, parameters and memory [bytes] of one network, exact and without building it."""
+        """Return MACs, parameters, memory [bytes] and predicted latency of one network, without building it."""
         return self.model.cost(self._own(architecture))
 
     def costs(self, architectures: Sequence[Architecture]) -> dict[str, npt.NDArray[np.int64]]:
@@ -222,9 +245,10 @@ def _reference(source: Callable[..., nn.Module] | nn.Module, input_size: Size, c
         return Base(factory=name, input_size=input_size, num_classes=classes or 10)
     try:
         return source() if classes is None else source(num_classes=classes)
-    except TypeError as error:
+    except Exception as error:  # whatever the user's factory raises
         raise SpaceError(
-            f"Factory {name!r} must be callable without arguments, but: {error}; wrap it in a function that is."
+            f"Factory {name!r} must be callable without arguments, but: {first_line(error)}; wrap it in a function "
+            "that is."
         ) from None
 
 

@@ -26,18 +26,25 @@ def trained(run: Run, number: int) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         RecordError: the weights were not kept, or the record lacks what the card must say.
     """
+    if (own := run.experiment.search.trial) is not None:
+        raise RecordError(
+            f"Weights must be kept to be exported, but search.trial {own.name!r} of run {run.store.name!r} keeps its "
+            f"own: load the run in Python and build the network by run.space.build(run.architecture({number}))."
+        )
     trainings = _trainings(run, number)
     source = max(trainings, key=lambda trial: trial.metrics.get("val_accuracy", 0.0))
     place = run.store.checkpoint(source.number)
     if not has_checkpoint(place):
-        keys = ", ".join(run.front["key"])
-        raise RecordError(
-            f"The weights of {source.started.key!r} must lie in {place!r}, but do not: pick another network of the "
-            f"front ({keys}), whose weights are kept, or retrain it."
-        )
+        kept = [t.started.key for t in map(run.record.trials.get, run.front["number"]) if t and _is_kept(run, t)]
+        pick = f"pick one of the front whose weights are kept ({', '.join(kept)}), or " if kept else ""
+        raise RecordError(f"The weights of {source.started.key!r} must lie in {place!r}, but do not: {pick}retrain it.")
     model = run.space.build(run.architecture(number), seed=0)
     model.load_state_dict(kept_weights(load_checkpoint(place)[0]))
     return model.eval(), _card(run, source, trainings)
+
+
+def _is_kept(run: Run, trial: Trial) -> bool:
+    return has_checkpoint(run.store.checkpoint(trial.number))
 
 
 def _trainings(run: Run, number: int) -> list[Trial]:

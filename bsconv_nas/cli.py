@@ -13,12 +13,15 @@ from bsconv_nas.errors import BsconvNasError, ExperimentError
 
 if TYPE_CHECKING:
     from bsconv_nas.run import Run
+    from bsconv_nas.search.experiment import Experiment
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 space_app = typer.Typer(help="Look at a search space.", no_args_is_help=True)
 app.add_typer(space_app, name="space")
+latency_app = typer.Typer(help="Measure latencies on this device.", no_args_is_help=True)
+app.add_typer(latency_app, name="latency")
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[
@@ -88,9 +91,18 @@ def _console() -> Console:
 
 def _end(run: Run) -> None:
     """Leave as shells do after Ctrl-C if that ended a search or a retraining: no script shall go on from there."""
-    marks = [note.what for note in run.record.notes if note.what in ("finished", "interrupted", "retrained")]
-    if marks[-1:] == ["interrupted"]:
+    end = run.record.last("finished", "interrupted", "retrained")
+    if end is not None and end.what == "interrupted":
         sys.exit(INTERRUPTED)
+
+
+def _warn_of_slowness(experiment: Experiment, trials: int | None) -> None:
+    """Say before a search what its sampler will cost, beside what is printed for scripts to read."""
+    from bsconv_nas.search.samplers import slowness
+
+    search = experiment.search
+    if said := slowness(search.sampler.name, search.baselines + (search.trials if trials is None else trials)):
+        print(f"warning: {said}", file=sys.stderr)
 
 
 @space_app.command("show")
@@ -107,6 +119,31 @@ def space_show(
     print_summary(_console(), str(place), space.input_size, summarise(space.model))
 
 
+@latency_app.command("measure")
+def latency_measure(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A file of search_spaces/.")],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where networks run.")] = "cpu",
+    backend: Annotated[Literal["eager", "compile", "onnxruntime"], typer.Option(help="By what they run.")] = "eager",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operation.")] = 1,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Of weights and activations.")] = "fp32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Lay images out as NHWC.")] = False,
+    max_minutes: Annotated[float | None, typer.Option(min=0.1, help="Interpolate what is not timed by then.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")] = Path("latency"),
+) -> None:
+    """Time every layer that networks of a space can have; the same command goes on with what was interrupted."""
+    from bsconv_nas import latency
+    from bsconv_nas.api import SearchSpace
+    from bsconv_nas.cost.latency import Setting
+    from bsconv_nas.show_latency import Timing, print_latencies
+
+    setting = Setting(device, backend, batch, threads, precision, channels_last)
+    asked = latency.plan(SearchSpace.load(space), space.stem, setting, out)
+    with Timing(_console(), asked, max_minutes) as progress:
+        found = latency.measure(asked, max_minutes, progress)
+    print_latencies(_console(), found, asked.path)
+
+
 @app.command()
 def search(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
@@ -121,9 +158,42 @@ def search(
     from bsconv_nas.show import Progress, print_run
 
     asked = Experiment.load(experiment, overrides or [])
+    _warn_of_slowness(asked, trials)
+    if asked.asks_latency and asked.latency.table is None:
+        print("warning: latencies are measured first, into latency/, unless they are there", file=sys.stderr)
     with Progress(_console(), asked) as progress:
         done = runs.search(asked, run, trials=trials, address=address, on_change=progress)
     print_run(_console(), done)
+    _end(done)
+
+
+@app.command()
+def calibrate(
+    place: Annotated[Path, typer.Argument(metavar="EXPERIMENT|RUN", help="A file of experiments/, or what it led to.")],
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new run folder; else runs/<name>-calibration-<n>.")
+    ] = None,
+    networks: Annotated[int, typer.Option(min=8, help="How many to train in full, evenly over log MACs.")] = 24,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Train a few networks in full and say which epochs foretell the last, and what early stopping would save."""
+    from bsconv_nas import calibrate as calibration
+    from bsconv_nas.run import load_run
+    from bsconv_nas.search.experiment import Experiment
+    from bsconv_nas.show import Progress
+
+    if place.is_dir():
+        if run is not None or overrides:
+            raise BsconvNasError(
+                f"The run {str(place)!r} is read as it is, but --run or --set was given: leave it out."
+            )
+        calibration.print_calibration(_console(), load_run(place))
+        return
+    asked = Experiment.load(place, overrides or [])
+    with Progress(_console(), calibration.planned(asked, networks)) as progress:
+        done = calibration.calibrate(asked, run, networks=networks, address=address, on_change=progress)
+    calibration.print_calibration(_console(), done)
     _end(done)
 
 
@@ -134,6 +204,7 @@ def resume(run: RunFolder, trials: Trials = None, roots: Roots = None, address: 
     from bsconv_nas.show import Progress, print_run
 
     found = runs.load_run(run)
+    _warn_of_slowness(found.experiment, trials)
     with Progress(_console(), found.experiment) as progress:
         root = _data_root(roots)
         done = runs.resume(found, trials=trials, data_root=root, address=address, on_change=progress)
@@ -240,8 +311,8 @@ def analyze(
     """Write how correlated a network's kernels are and what each decomposition keeps of them: a page and a CSV."""
     from bsconv_nas.analyze import analyze as written
 
-    for path in written(model, weights, out):
-        print(path)
+    found = written(model, weights, out)
+    print(found.page, found.table, *filter(None, [found.omission]), sep="\n")
 
 
 @app.command()

@@ -5,26 +5,27 @@ Torch and Ray are imported by the functions that need them, so that status, fron
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bsconv_nas.api import SearchSpace
-from bsconv_nas.cost.analytic import COLUMNS
+from bsconv_nas.cost.analytic import ALL_COLUMNS, COLUMNS
 from bsconv_nas.cost.budget import Budget
-from bsconv_nas.errors import RecordError, SearchError, SpaceError
+from bsconv_nas.errors import RecordError, SpaceError
 from bsconv_nas.search import data
-from bsconv_nas.search.address import check_address
 from bsconv_nas.search.environment import environment
-from bsconv_nas.search.experiment import Experiment, Resources
+from bsconv_nas.search.experiment import Experiment
 from bsconv_nas.search.inheritance import keep_weights, kept_base, read_base
+from bsconv_nas.search.latencies import keep_latencies, kept_latencies, measured_latencies, read_latencies
+from bsconv_nas.search.machines import device, joined
+from bsconv_nas.search.own_trial import own_trial
 from bsconv_nas.search.pick import pick
 from bsconv_nas.search.record import Note, Record, front
 from bsconv_nas.search.scheduler import scheduler
@@ -75,7 +76,7 @@ class Run:
     def space(self) -> SearchSpace:
         """The space as it was searched."""
         try:
-            return SearchSpace.from_json(self.store.space)
+            return SearchSpace.from_json(self.store.space).with_latencies(kept_latencies(self.path))
         except (SpaceError, LookupError, TypeError, ValueError) as error:
             raise RecordError(
                 f"'space.json' in run folder {str(self.path)!r} must be what this version writes, but: {error}."
@@ -85,8 +86,9 @@ class Run:
     def record(self) -> Record:
         """The fold over the run's events, as they are now."""
         record = self.store.record()
+        columns = COLUMNS if self.space.latencies is None else ALL_COLUMNS
         for number, trial in record.trials.items():
-            missing = sorted(set(COLUMNS) - trial.started.costs.keys())
+            missing = sorted(set(columns) - trial.started.costs.keys())
             try:
                 if missing:
                     raise SpaceError(f"it has no {missing[0]}.")
@@ -124,8 +126,10 @@ class Run:
         Raises:
             RecordError: no complete trial, or a prefix that fits no key or several.
         """
-        names = [goal.name for goal in self.experiment.search.objectives]
-        return pick(self.trials, self.front, how, next((name for name in names if name in COLUMNS), "macs"))
+        search = self.experiment.search
+        names = [goal.name for goal in search.objectives]
+        cost = next((name for name in names if name in ALL_COLUMNS), "macs")
+        return pick(self.trials, self.front, how, cost, search.measured)
 
     def model(self, how: str = "best") -> nn.Module:
         """Return a trained network of the run as a plain module in eval mode: (N, C, H, W) -> (N, classes).
@@ -172,6 +176,7 @@ class Run:
 
     def view(self) -> View:
         """Return the run as the report reads it."""
+        from bsconv_nas.report.measure import Measure
         from bsconv_nas.report.view import View
 
         details = {what: [n.detail for n in self.record.notes if n.what == what] for what in ("fvcore", "verdict")}
@@ -187,6 +192,8 @@ class Run:
             fvcore={d["key"]: {"macs": d["macs"]} for d in details["fvcore"]},
             verdict=tuple(details["verdict"][-1]["sentences"]) if details["verdict"] else (),
             selection_images=facts.get("counts", {}).get("selection"),
+            measure=Measure(self.experiment.search.measured),
+            latencies=self.space.latencies,
         )
 
 
@@ -225,20 +232,24 @@ def search(
         experiment = experiment.model_copy(update={"search": planned})
     _check_names(experiment)
     Store.check_free(run)
-    with _joined(experiment.resources, address):
+    with joined(experiment.resources, address):
         return _begin(experiment, run, address, on_change)
 
 
 def _begin(experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange) -> Run:
     """Do what takes time: trace the space, load the data, make the folder, search."""
-    space = SearchSpace.load(experiment.space, *shape(experiment.data))
-    _device(experiment.resources, address)
+    images = experiment.images
+    latencies = read_latencies(experiment)
+    space = SearchSpace.load(experiment.space, *(shape(images) if images else ()))
+    space = space.with_latencies(latencies or measured_latencies(experiment, space))
+    device(experiment.resources, address)
     space.feasible(Budget(**experiment.budget)).check()
-    dataset = data.load(experiment.data)
+    dataset = data.load(images)
     trained = read_base(experiment.train, space)
-    store = Store.create(run, experiment, space.to_json(), {**environment(), "data": data.facts(dataset)})
+    facts = {**environment(), **data.facts(dataset)}
+    kept = [partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
+    store = Store.create(run, experiment, space.to_json(), facts, kept)
     try:
-        keep_weights(store.path, trained)
         return _search(Run(store), dataset, None, address, on_change)
     except BaseException:
         if not store.record().trials:  # it could not start: nothing half-written
@@ -247,12 +258,14 @@ def _begin(experiment: Experiment, run: str | Path | None, address: str | None, 
 
 
 def _check_names(experiment: Experiment) -> None:
-    """Refuse at once what needs no torch: who proposes, who stops, where the data lie."""
-    from bsconv_nas.search.proposer import sampler
+    """Refuse at once what needs no torch of ours: who trains, who proposes, who stops, where the data lie."""
+    from bsconv_nas.search.samplers import sampler
 
     search = experiment.search
     scheduler(search.scheduler.name, search.scheduler.params, experiment.recipe.epochs)
-    locate(experiment.data)
+    if experiment.images is not None:
+        locate(experiment.images)
+    own_trial(search)
     sampler(search.sampler.name, search.sampler.params)
 
 
@@ -268,7 +281,7 @@ def resume(
 
     Args:
         run: the run.
-        trials: how many networks to search in all; the experiment's number without it.
+        trials: how many networks to search in all; without it, the number that was asked for last.
         data_root: folder of the data here; the record keeps none outside its own surroundings.
         address: of a running Ray cluster.
         on_change: called with the record after every event.
@@ -281,18 +294,23 @@ def resume(
     if trials is not None and trials < begun:
         raise RecordError(f"--trials must be at least the {begun} that were begun, but got {trials}.")
     spec = data.place_again(run.store, data_root)
-    with _joined(run.experiment.resources, address):
+    with joined(run.experiment.resources, address):
         return _search(run, data.load_again(run.store, spec), trials, address, on_change)
 
 
-def _search(run: Run, dataset: Dataset, trials: int | None, address: str | None, on_change: OnChange) -> Run:
+def _search(run: Run, dataset: Dataset | None, trials: int | None, address: str | None, on_change: OnChange) -> Run:
     from bsconv_nas.search import runner
+    from bsconv_nas.search.trial import train
 
     feasible = run.space.feasible(run.budget)
     task = _task(run, dataset, address)
-    record = runner.search(run.store, feasible, task, trials=trials, address=address, on_change=on_change)
-    if record.notes[-1].what != "interrupted":  # whoever pressed Ctrl-C does not wait for counts
-        _count_with_fvcore(Run(run.store))
+    function = own_trial(run.experiment.search) or train
+    with runner.stoppable(run.store, "resume"):
+        record = runner.search(
+            run.store, feasible, task, trials=trials, address=address, on_change=on_change, function=function
+        )
+        if record.notes[-1].what != "interrupted":  # whoever pressed Ctrl-C does not wait for counts
+            _count_with_fvcore(Run(run.store))
     return Run(run.store)
 
 
@@ -323,68 +341,50 @@ def retrain(
     """
     from bsconv_nas.search.retrain import chosen
 
-    retraining = run.experiment.retrain
+    own, retraining = run.experiment.search.trial, run.experiment.retrain
+    if own is not None:
+        raise RecordError(
+            f"Retraining follows [recipe], but run {run.store.name!r} was searched by search.trial {own.name!r}: call "
+            "that function with more epochs and other seeds."
+        )
     pairs = chosen(run.trials, run.front, members or retraining.members)
     spec = data.place_again(run.store, data_root)
-    with _joined(run.experiment.resources, address):
+    with joined(run.experiment.resources, address):
         return _retrain(run, pairs, seeds or retraining.seeds, spec, address, on_change)
 
 
-def _retrain(run: Run, pairs: list[Pair], seeds: int, spec: DataSpec, address: str | None, on_change: OnChange) -> Run:
+def _retrain(
+    run: Run, pairs: list[Pair], seeds: int, spec: DataSpec | None, address: str | None, on_change: OnChange
+) -> Run:
     from bsconv_nas.search import runner
     from bsconv_nas.search.retrain import Retraining
     from bsconv_nas.search.verdict import comparisons, verdict
     from bsconv_nas.training.data import load_test
 
+    assert spec is not None  # the built-in training has data
     experiment = run.experiment
     task = _task(run, data.load_again(run.store, spec), address)
     task = dataclasses.replace(task, recipe=experiment.retrain_recipe, test=load_test(spec))
-    with run.store.lock():
+    with runner.stoppable(run.store, "retrain"), run.store.lock():
         driver = Retraining(run.store, pairs, seeds, task.recipe.epochs, on_change)
-        driver.begin()
-        runner.run(driver, experiment.resources, task, address=address)
+        runner.run(driver, run.store, task, address=address)
         done = Run(run.store)
         if not driver.interrupted:
             found = comparisons(done.record, done.trials, pairs, done.space.table)
-            run.store.append(Note("verdict", {"sentences": list(verdict(found))}))
+            said, last = {"sentences": list(verdict(found))}, done.record.last("verdict", "interrupted")
+            if last is None or (last.what, last.detail) != ("verdict", said):  # it may have been killed just after it
+                run.store.append(Note("verdict", said))
     return Run(run.store)
 
 
-@contextlib.contextmanager
-def _joined(resources: Resources, address: str | None) -> Iterator[None]:
-    """Be connected to the cluster at `address`, if one is named: what is wrong with it shows before anything slow."""
-    if address is None:
-        yield
-        return
-    check_address(address)
-    from bsconv_nas.search.cluster import concurrency, connected
-
-    with connected(resources, 0, address):
-        concurrency(resources)
-        yield
-
-
-def _device(resources: Resources, address: str | None) -> str:
-    """Return where trials are trained; this machine must have what they ask for, unless a cluster is named."""
-    import torch
-
-    asked, there = resources.gpus_per_trial, torch.cuda.device_count()
-    if address is None and asked > there:
-        raise SearchError(
-            f"A trial needs {asked:g} GPU (resources.gpus_per_trial), but this machine has {there}: ask for less or "
-            "name a cluster by --address."
-        )
-    return "cuda" if asked else "cpu"
-
-
-def _task(run: Run, dataset: Dataset, address: str | None) -> Task:
+def _task(run: Run, dataset: Dataset | None, address: str | None) -> Task:
     from bsconv_nas.search.trial import Task
 
     experiment, base = run.experiment, run.space.base
     assert isinstance(base, Base)  # a recorded space has one
-    device = _device(experiment.resources, address)
+    where = device(experiment.resources, address)
     weights = kept_base(run.path), experiment.train.images
-    return Task(base, run.space.table, dataset, experiment.recipe, device, None, *weights)
+    return Task(base, run.space.table, dataset, experiment.recipe, where, None, *weights)
 
 
 def _count_with_fvcore(run: Run) -> None:

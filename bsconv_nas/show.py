@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -19,18 +20,20 @@ from rich.text import Text
 
 from bsconv_nas.cost.budget import format_quantity
 from bsconv_nas.search.experiment import Experiment
-from bsconv_nas.search.record import Record, State, Trial
+from bsconv_nas.search.record import Note, Objective, Record, State, Trial
 from bsconv_nas.search.status import Status, status
 from bsconv_nas.space.summary import Column, Summary
 
 if TYPE_CHECKING:
+    from bsconv_nas.report.measure import Measure
     from bsconv_nas.report.tables import Row
     from bsconv_nas.run import Run
 
-__all__ = ["Progress", "print_front", "print_run", "print_status", "print_summary", "print_verdict"]
+__all__ = ["Progress", "duration", "print_front", "print_run", "print_status", "print_summary", "print_verdict"]
 
 PLAIN_EVERY = 5.0  # seconds between lines where there is no terminal and trials end
 EPOCHS_EVERY = 60.0  # seconds between lines where none ends
+PAUSE = 4  # times as long as a look at the record took, which grows with its trials, is none at the next events
 ENDED: tuple[State, ...] = ("complete", "stopped", "failed")
 WHOLE = ("key", "kind")  # columns that must not be broken: they are copied
 BAR = 30  # characters of a histogram's longest bar
@@ -46,12 +49,12 @@ def _table(*headers: str) -> RichTable:
 def print_summary(console: Console, name: str, input_size: tuple[int, ...], summary: Summary) -> None:
     """Print a search space."""
     size = "x".join(str(n) for n in input_size)
-    count = f"{summary.networks:,}" if summary.networks < 10**12 else f"{summary.networks:.3g}"
-    console.print(f"[bold]{escape(name)}[/]: {count} distinct networks for images of {size}")
+    networks = f"{summary.networks:,}" if summary.networks < 10**12 else f"{summary.networks:.3g}"
+    console.print(f"[bold]{escape(name)}[/]: {networks} distinct networks for images of {size}")
     table = _table("dimension", "options", "acts on")
-    for dimension in summary.dimensions:
+    for dimension, count in zip(summary.dimensions, summary.acts_on, strict=True):
         options = ", ".join(str(option) for option in dimension.options)
-        table.add_row(escape(dimension.name), escape(options), _members(dimension.kind, len(dimension.members)))
+        table.add_row(escape(dimension.name), escape(options), _members(dimension.kind, count))
     console.print(table)
     fixed = _table("fixed", "why")
     for entry in summary.fixed:
@@ -70,7 +73,7 @@ def _members(kind: str, count: int) -> str:
 
 def _print_column(console: Console, column: Column) -> None:
     low, high = (f"{v:,} ({format_quantity(v, column.name)})" for v in (column.least, column.most))
-    unit = {"macs": "MACs", "params": "parameters", "memory": "bytes of memory"}[column.name]
+    unit = {"macs": "MACs", "params": "parameters", "memory": "bytes of memory", "latency_ns": "ns"}[column.name]
     console.print(f"[bold]{column.name}[/]: from {low} to {high} {unit}")
     longest = max(*column.counts, 1)
     for start, end, count in zip(column.edges, column.edges[1:], column.counts, strict=False):
@@ -91,8 +94,10 @@ class Progress:
         self._bar = Bar(*columns, console=console)
         self._task = self._bar.add_task("starting", total=None)
         self._live = Live(console=console, refresh_per_second=4)
-        self._last = -math.inf
+        self._last = self._next = -math.inf
+        self._unseen: Record | None = None
         self._shown: tuple[int, str] = (-1, "")
+        self._said: Note | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -100,11 +105,25 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._unseen is not None:
+            self._show(self._unseen)
         self._live.stop()
+        for line in getattr(error, "__notes__", ()):  # of a Ctrl-C: how to go on
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def __call__(self, record: Record) -> None:
-        """Show the state that one more event led to."""
+        """Show the state that one more event led to; what many at once lead to, with the next or in the end."""
+        begin = time.monotonic()
+        self._unseen = record if begin < self._next else None
+        if self._unseen is None:
+            self._show(record)
+            self._next = time.monotonic() + PAUSE * (time.monotonic() - begin)
+
+    def _show(self, record: Record) -> None:
         look = self._look(record, self._experiment)
+        if record.notes and record.notes[-1].what == "gpus" and record.notes[-1] is not self._said:
+            self._said = record.notes[-1]
+            self._console.print(self._said.detail["sentence"], markup=False, soft_wrap=True)
         if self._console.is_terminal:
             self._bar.update(self._task, completed=look.ended, total=look.planned, description=look.line)
             self._live.update(Group(self._bar, Text(look.front, overflow="ellipsis", no_wrap=True)))
@@ -142,7 +161,7 @@ def _look_at_search(record: Record, experiment: Experiment) -> _Look:
     ended = sum(found.total(state) for state in ENDED)
     members = [record.trials[number] for number in found.front]
     members.sort(key=lambda trial: trial.started.costs["macs"])
-    front = ", ".join(_result(trial) for trial in members)
+    front = ", ".join(_result(trial, found.measured) for trial in members)
     return _Look(ended, found.planned, _line(found), f"front: {front}" if front else "")
 
 
@@ -157,28 +176,35 @@ def _look_at_retraining(record: Record, experiment: Experiment) -> _Look:
 _LOOKS = {"search": _look_at_search, "retrain": _look_at_retraining}
 
 
-def _result(trial: Trial) -> str:
-    return f"{trial.metrics['val_accuracy']:.2%} at {format_quantity(trial.started.costs['macs'], 'macs')} MACs"
+def _result(trial: Trial, measured: Objective) -> str:
+    value = _value(trial.metrics.get(measured.name, math.nan), measured)
+    return f"{value} at {format_quantity(trial.started.costs['macs'], 'macs')} MACs"
+
+
+def _value(value: float, measured: Objective) -> str:
+    """Return what a network reached, with the metric's name unless it is an accuracy."""
+    return f"{value:.2%}" if measured.name == "val_accuracy" else f"{measured.name} {value:.4g}"
 
 
 def _line(found: Status) -> str:
-    best = "no result yet" if found.best is None else f"best {_result(found.best)}"
+    best = "no result yet" if found.best is None else f"best {_result(found.best, found.measured)}"
     failed = f", {found.total('failed')} failed" if found.total("failed") else ""
     return f"{best}, front of {len(found.front)}{failed}{_left(found.eta_seconds)}"
 
 
 def _left(seconds: float | None) -> str:
-    return f", ETA {_duration(seconds)}" if seconds else ""
+    return f", ETA {duration(seconds)}" if seconds else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time [s] as a progress line says it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def print_status(console: Console, run: Run) -> None:
-    """Print how far a run is."""
+    """Print how far a run is, and of what its trials failed."""
     found = status(run.record, run.experiment)
     state = "finished" if found.finished else "not finished"
     console.print(f"[bold]{escape(run.store.name)}[/]: {state}, {found.planned} trials planned, {run.budget}")
@@ -186,7 +212,10 @@ def print_status(console: Console, run: Run) -> None:
     for (kind, trial_state), count in sorted(found.counts.items()):
         table.add_row(kind, trial_state, str(count))
     console.print(table)
-    seconds = f"{_duration(found.device_seconds)} of training in {_duration(found.wall_seconds)} of searching"
+    causes = Counter(trial.cause for trial in run.record.trials.values() if trial.state == "failed")
+    for cause, count in causes.most_common():
+        console.print(f"{count} failed: {cause}", markup=False, soft_wrap=True)
+    seconds = f"{duration(found.device_seconds)} of training in {duration(found.wall_seconds)} of searching"
     console.print(f"{_line(found)}; {seconds}", markup=False)
     if not found.finished:
         console.print(f"if nothing is at work on it: bsconv-nas resume {run.path}", markup=False, soft_wrap=True)
@@ -197,23 +226,26 @@ def print_front(console: Console, run: Run) -> None:
     from bsconv_nas.report.quantities import COSTS
     from bsconv_nas.report.tables import front_table
 
-    rows = front_table(run.view())
+    view = run.view()
+    rows, measure = front_table(view), view.measure
     if not rows:
         console.print("No trial is complete yet.")
         return
     costs = [COSTS[column] for column in rows[0].costs]  # the front's own first
-    table = _table("key", "kind", "accuracy", "over uniform", *costs, "blocks", "channels", "operators")
+    shown = "accuracy" if measure.is_accuracy else escape(measure.name)
+    table = _table("key", "kind", shown, "over uniform", *costs, "blocks", "channels", "operators")
     for row in rows:
-        table.add_row(*_front_row(row))
+        table.add_row(*_front_row(row, measure))
     console.print(table)
 
 
-def _front_row(row: Row) -> list[str]:
-    lead = "" if row.gap is None or row.kind == "baseline" else f"{100 * row.gap:+.2f}"
+def _front_row(row: Row, measure: Measure) -> list[str]:
+    value, gap = (f"{row.value:.2%}", "+.2f") if measure.is_accuracy else (measure.text(row.value), "+.4g")
+    lead = "" if row.gap is None or row.kind == "baseline" else f"{measure.scale * row.gap:{gap}}"
     costs = [format_quantity(value, column) for column, value in row.costs.items()]
     sizes = [" ".join(row.depths), " ".join(row.widths)]
     mix = ", ".join(f"{count} {option}" for option, count in row.layers.items())
-    return [row.key, row.kind, f"{row.accuracy:.2%}", lead, *costs, *sizes, escape(mix)]
+    return [row.key, row.kind, value, lead, *costs, *sizes, escape(mix)]
 
 
 def print_run(console: Console, run: Run) -> None:
@@ -226,10 +258,10 @@ def print_run(console: Console, run: Run) -> None:
 
 def print_verdict(console: Console, run: Run) -> None:
     """Print what a retraining found, or how to go on with one that was interrupted."""
-    ends = [note for note in run.record.notes if note.what in ("verdict", "interrupted")]
-    if ends[-1].what == "interrupted":
+    end = run.record.last("verdict", "interrupted")
+    if end is None or end.what == "interrupted":
         lines = [f"interrupted; go on with: bsconv-nas retrain {run.path}"]
     else:
-        lines = ends[-1].detail["sentences"] or ["No comparison: no uniform network of like cost was retrained."]
+        lines = end.detail["sentences"] or ["No comparison: no uniform network of like cost was retrained."]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

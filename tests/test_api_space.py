@@ -1,5 +1,6 @@
 """The search space as its user has it: the README's verbs, every shipped file, and what crosses processes."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -148,6 +149,32 @@ def test_a_seed_decides_a_sample() -> None:
     assert not np.array_equal([a.indices for a in space.sample(5, seed=1)], [a.indices for a in space.sample(5)])
 
 
+class OnlyByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small()
+
+    def forward(self, *, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class WithOptions(OnlyByName):
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.body(x) * scale if mask is None else self.body(x) * mask
+
+
+class WithAnything(OnlyByName):
+    def forward(self, *args: torch.Tensor, **kwargs: bool) -> torch.Tensor:
+        return self.body(args[0])
+
+
+@pytest.mark.parametrize("kind", [WithOptions, WithAnything])
+def test_a_forward_may_take_more_than_the_batch(kind: type[nn.Module]) -> None:
+    space = SearchSpace.from_module(kind(), (3, 8, 8))
+    for architecture in space.sample(3):
+        assert space.build(architecture)(torch.randn(2, 3, 8, 8)).shape == (2, space.num_classes)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "sentence"),
     [
@@ -155,13 +182,35 @@ def test_a_seed_decides_a_sample() -> None:
         (small, {"operators": ["dcs"]}, r"Unknown decomposition 'dcs' .*did you mean 'dsc'"),
         (small, {"opertors": ["dsc"]}, r"Unknown key 'opertors' in 'from_module': .*did you mean 'operators'"),
         (small, {"exempt": ["layer7*"]}, r"Pattern 'layer7\*' must match a path of the base"),
-        (small, {"input_size": (4, 0, 0)}, r"base\.input_size must be \(channels, height, width\), each at least 1"),
+        (
+            small,
+            {"input_size": (4, 0, 0)},
+            r"base\.input_size must be \(channels, height, width\), each from 1 ",
+        ),
+        (small, {"input_size": (3, 10**20, 8)}, r"base\.input_size must be .* each from 1 to 65536, but got"),
         (
             resnet18,
             {"input_size": (1, 32, 32)},
             r"The forward of 'ResNet' must accept a batch of shape \(1, 1, 32, 32\)",
         ),
         (lambda: None, {}, r"A base must be a torch\.nn\.Module, but got 'NoneType'"),
+        (lambda: 1 / 0, {}, r"Factory '.*' must be callable without arguments, but: division by zero; wrap"),
+        (torch.zeros, {}, r"^Factory '.*zeros' must "),
+        (dict, {}, r"^Factory 'builtins:dict' must return a torch\.nn\.Module, but returned 'dict'"),
+        (functools.partial, {}, r"^Factory 'functools:partial' must accept \("),
+        (functools.partial(small, 7), {"num_classes": 3}, r"^Factory '.*' must be callable without arguments, but: .*"),
+        (small, {"input_size": (True, 16, 16)}, r"base\.input_size must be \(channels, height, width\), each from 1 "),
+        (small(7), {"input_size": (True, 16, 16)}, r"input_size must be \(channels, height, width\), each from 1 "),
+        (
+            small(7).double(),
+            {},
+            r"must have float32 weights, but those of '.*' are torch\.float64: call its flo",
+        ),
+        (
+            OnlyByName(),
+            {},
+            r"The forward of 'OnlyByName' must accept a batch of shape .*, but: .* takes 1 ",
+        ),
     ],
 )
 def test_what_is_no_space_is_refused(source: object, options: dict[str, object], sentence: str) -> None:

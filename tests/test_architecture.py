@@ -25,24 +25,28 @@ FLOORS = (
     "space.places",
     "space.base space.graph space.table",
     "cost.analytic",
-    "cost.budget",
+    "cost.budget cost.latency_units cost.latency",
     "space training.laws training.recipe training.spec network",
     "space.sampling space.summary",
-    "training export",
+    "training export cost.latency_measure",
     "search.record",
-    "search.checkpoint search.environment search.experiment search.mirror search.pick search.proposer search.scheduler",
-    "search.store search.status",
+    "search.table_sampler search.variation search.additive search.evolution search.stratified search.uniform",
+    "search.checkpoint search.environment search.experiment search.mirror search.pick search.samplers search.proposer "
+    "search.ray_schedulers search.scheduler search.storage",
+    "search.calibration search.store search.status",
     "report",
-    "search api card run show analyze doctor cli __init__",  # these compose
+    "search api card run show analyze calibrate doctor latency cli __init__",  # these compose
 )
 TORCH = ("space.trace", "cost.latency_measure", "network", "training", "export", "api", "run", "card", "analyze")
 TORCH += tuple(
     f"search.{name}"
-    for name in ("checkpoint", "trial", "worker", "tuning", "runner", "retrain", "cluster", "inheritance")
+    for name in ("checkpoint", "trial", "own_trial", "worker", "tuning", "runner", "retrain", "cluster", "inheritance")
 )
+TORCH += ("search.gpus", "search.machines", "search.measure")
 COMPOSES_TORCH = ("search.driver", "search.verdict")  # what they import does
-RAY = ("search.runner", "search.cluster", "search.tuning", "search.worker", "doctor")
-OPTUNA = ("search.proposer", "search.mirror", "report.importance")
+RAY = ("search.runner", "search.cluster", "search.tuning", "search.worker", "search.gpus", "search.shared", "doctor")
+RAY += ("search.ray_schedulers",)
+OPTUNA = ("search.table_sampler", "search.samplers", "search.proposer", "search.mirror", "report.importance")
 BARE = ("network", "training", "cost.latency_measure")  # these run where nothing but PyTorch is installed
 
 
@@ -107,6 +111,12 @@ def test_what_must_not_need_torch_does_not() -> None:
     rest = ["bsconv_nas", "bsconv_nas.api", "bsconv_nas.training.spec", "bsconv_nas.training.recipe"]
     code = "import sys\nfor name in sys.argv[1:]: __import__(name)\nassert not {'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, *modules, *rest], check=True, timeout=120)
+
+
+def test_torchvision_is_imported_where_it_is_used() -> None:
+    """At nobody's top: it takes as long to import as torch, and every process that drives or trains would."""
+    tops = {name: [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)] for name, tree in TREES.items()}
+    assert not [name for name, found in tops.items() if any("torchvision" in ast.unparse(node) for node in found)]
 
 
 def test_the_package_itself_is_imported_at_once() -> None:

@@ -1,6 +1,5 @@
 """One small real search on digits through the Python API, and everything that is made of it."""
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -42,7 +41,7 @@ def run(project: Path) -> nas.Run:
 def retrained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> nas.Run:
     """A copy of the run, given two more trials and then retrained, on one cluster."""
     folder = shutil.copytree(project, tmp_path_factory.mktemp("retrained") / "project") / "runs/tiny"
-    with connected(Resources(workers=2), 2**20):
+    with connected(Resources(workers=1), 2**20):
         resumed = nas.resume(nas.load_run(folder), trials=6)
         assert ray.is_initialized()
         return nas.retrain(resumed)
@@ -75,7 +74,7 @@ def test_every_network_fitted_before_it_was_trained_and_none_came_twice(run: nas
     assert (run.trials["macs"] <= 400_000).all()
     for number in run.trials["number"]:
         architecture = run.architecture(number)
-        costs = dataclasses.asdict(run.space.cost(architecture))
+        costs = run.space.cost(architecture).known()
         assert costs == run.trials.loc[number, ["macs", "params", "memory"]].to_dict()
         assert sum(p.numel() for p in run.space.build(architecture).parameters()) == costs["params"]
         assert run.space.table.architecture(architecture.indices) == architecture
@@ -226,8 +225,16 @@ def test_best_is_kept_even_if_a_costlier_trial_ties(run: nas.Run) -> None:
 def test_weights_that_were_not_kept_are_named(run: nas.Run) -> None:
     number = next(n for n in run.trials["number"] if n not in set(run.front["number"]))
     key = run.trials.loc[number, "key"]
-    with pytest.raises(RecordError, match=rf"The weights of '{key}' must lie in .*checkpoints/{number}', but do not: "):
+    kept = ", ".join(run.front["key"])
+    said = rf"The weights of '{key}' must lie in .*checkpoints/{number}', but do not: pick one .* are kept \({kept}\)"
+    with pytest.raises(RecordError, match=said):
         run.model(key)
+
+
+def test_no_network_is_advised_whose_weights_are_gone(run: nas.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(RecordError, match="but do not: retrain it"):
+        nas.load_run(tmp_path / "run").model("best")
 
 
 def test_more_trials_go_on_where_the_run_was(run: nas.Run, retrained: nas.Run) -> None:
@@ -280,6 +287,7 @@ def test_a_retraining_that_is_done_is_not_done_again(retrained: nas.Run) -> None
     again = nas.retrain(retrained)  # no cluster is up: nothing is left to run
     assert len(again.trials) == len(retrained.trials)
     assert again.view().verdict == retrained.view().verdict
+    assert [note.what for note in again.record.notes].count("verdict") == 1
 
 
 def test_a_run_goes_on_only_with_its_own_data(own_project: Path) -> None:

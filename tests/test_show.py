@@ -1,5 +1,7 @@
 """Tables and progress, as a terminal and as a file see them."""
 
+import dataclasses
+import itertools
 import json
 import re
 from io import StringIO
@@ -96,6 +98,22 @@ def test_plain_lines_are_rare_but_the_last_is_sure(clock: Clock) -> None:
     assert [line.split()[0] for line in file.getvalue().splitlines()] == ["0/4", "2/4", "4/4"]
 
 
+def test_looking_at_a_long_record_takes_a_fifth_of_the_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def slow(record: Record, experiment: nas.Experiment) -> show._Look:
+        looks.append(clock.now)
+        clock.now += 1.0
+        return show._look_at_search(record, experiment)
+
+    monkeypatch.setitem(show._LOOKS, "search", slow)
+    console, file = plain()
+    events = [event for number in range(30) for event in trial(number, 0.5, 9)]
+    follow(console, [Note("planned", {"baselines": 0, "trials": 30}), *events], clock, seconds=0.1)
+    assert min(b - a for a, b in itertools.pairwise(looks[:-1])) >= 5.0
+    assert file.getvalue().splitlines()[-1].startswith("30/30 ")
+
+
 def test_a_long_trial_is_heard_of(clock: Clock) -> None:
     console, file = plain()
     follow(console, SEARCH[:4], clock, seconds=61.0)
@@ -144,7 +162,7 @@ def test_a_piped_retraining_counts_epochs(clock: Clock) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7265, "2 h 01 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert show._duration(seconds) == text
+    assert show.duration(seconds) == text
 
 
 def test_a_summary_has_bars_for_what_is_there() -> None:
@@ -152,7 +170,7 @@ def test_a_summary_has_bars_for_what_is_there() -> None:
         Column(name, 1_000, 5_000, (1e3, 2e3, 3e3, 4e3, 5e3), (300, 1, 0, 30)) for name in ("macs", "params", "memory")
     )
     console, file = plain()
-    show.print_summary(console, "x[1].toml", (3, 32, 32), Summary((), (), 10**13, columns))
+    show.print_summary(console, "x[1].toml", (3, 32, 32), Summary((), (), (), 10**13, columns))
     lines = file.getvalue().splitlines()
     assert lines[0] == "x[1].toml: 1e+13 distinct networks for images of 3x32x32"
     assert "costs of all networks, and of 331 drawn at random:" in lines
@@ -208,6 +226,21 @@ def test_a_verdict_or_how_to_get_one(own_project: Path, notes: list[Note], lines
     console, file = plain()
     show.print_verdict(console, nas.load_run(run.path))
     assert file.getvalue().splitlines() == [line.replace("RUN", str(run.path)) for line in lines]
+
+
+def test_a_status_says_of_what_trials_failed(own_project: Path) -> None:
+    run = nas.load_run(own_project / "runs/tiny")
+    started = run.record.trials[0].started
+    with run.store.lock():
+        for number, cause in enumerate(("KeyError: 'a'", "WorkerDied: [red]", "KeyError: 'a'"), 6):
+            run.store.append(dataclasses.replace(started, number=number))
+            run.store.append(Ended(number, "failed", 0, {}, 0.0, cause))
+    console, file = plain()
+    show.print_status(console, nas.load_run(run.path))
+    assert [line for line in file.getvalue().splitlines() if " failed: " in line] == [
+        "2 failed: KeyError: 'a'",
+        "1 failed: WorkerDied: [red]",
+    ]
 
 
 def test_a_name_is_no_markup(own_project: Path) -> None:
