@@ -2,6 +2,7 @@
 
 python guarded.py networks NAME ...   some of NETWORKS, by the training loop
 python guarded.py decompositions      one step of every decomposition, few channels, both layouts
+python guarded.py large               one step on large images, at which AVX-512 shows the fault
 """
 
 import itertools
