@@ -25,21 +25,45 @@ class StridedPointwiseGuard(TorchFunctionMode):
     carries the fault). A 1x1 convolution of stride s is one of stride 1 on every s-th pixel.
 
     The guard sees calls of `torch.conv2d`, which every `nn.Conv2d` makes, by whatever name, so it holds in whatever
-    layout a network arrives or computes, and leaves the network unchanged. It reaches neither scripted modules nor
-    what a backward pass computes by itself: `autograd.Function`s, activations that checkpointing computes again.
+    layout a network arrives or computes, and leaves the network unchanged. `loss.backward()` belongs inside as well:
+    activation checkpointing computes the forward pass again there. Scripted modules and gradients that an
+    `autograd.Function` computes itself are not reached.
 
     >>> layer = torch.nn.Conv2d(4, 8, 1, stride=2).to(memory_format=torch.channels_last)
     >>> with StridedPointwiseGuard():
-    ...     loss = layer(torch.randn(2, 4, 9, 9)).square().sum()
-    >>> loss.backward()
+    ...     layer(torch.randn(2, 4, 9, 9)).square().sum().backward()
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Return what the call returns."""
-        function = _conv2d if func is torch.conv2d else func
-        return function(*args, **(kwargs or {}))
+        if func is torch.conv2d:
+            func = _conv2d
+        elif func is Tensor.backward:
+            func = self._backward
+        return func(*args, **(kwargs or {}))
+
+    def _backward(
+        self,
+        loss: Tensor,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        """Do what `loss.backward()` does, guarded: torch takes a mode off for the time of the call that it sees.
+
+        So the engine is asked itself, as torch does, for a plain loss; whatever else is torch's to judge.
+        """
+        if gradient is not None or inputs is not None or loss.numel() != 1 or not loss.is_floating_point():
+            loss.backward(gradient, retain_graph, create_graph, inputs)
+            return
+        keep = create_graph if retain_graph is None else retain_graph
+        with self:
+            torch.autograd.Variable._execution_engine.run_backward(
+                (loss,), (torch.ones_like(loss),), keep, create_graph, (), allow_unreachable=True, accumulate_grad=True
+            )
 
 
 def _conv2d(

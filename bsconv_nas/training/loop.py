@@ -157,7 +157,8 @@ class Trainer:
         for penalty in self._penalties:
             loss = loss + penalty()
         self._optimizer.zero_grad()
-        loss.backward()
+        with self._guard:  # checkpointed activations are computed again
+            loss.backward()
         if self._recipe.clip:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip)
         self._optimizer.step()

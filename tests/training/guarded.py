@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from torch.utils.checkpoint import checkpoint
 
 from bsconv_nas.decompositions import DECOMPOSITIONS, ConvSpec, plan
 from bsconv_nas.network.layers import layer
@@ -56,12 +57,25 @@ class Functional(nn.Module):
         return conv2d(input=x, weight=self.weight, stride=2)
 
 
+class Checkpointed(nn.Module):
+    """Computes its forward pass again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.conv, self.reentrant = pointwise(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.conv, x, use_reentrant=self.reentrant)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: narrow(pointwise()),
     "strided along one axis": lambda: narrow(pointwise((2, 1))),
     "permuting": lambda: narrow(Permuting()),
     "arriving in channels last": lambda: narrow(pointwise()).to(memory_format=torch.channels_last),
     "functional": lambda: narrow(Functional()),
+    "checkpointed": lambda: narrow(Checkpointed(False)),
+    "checkpointed, reentrant": lambda: narrow(Checkpointed(True)),
 }
 
 
@@ -128,8 +142,7 @@ def step(
     twin.load_state_dict(module.state_dict())
     module, images = module.to(memory_format=memory_format), images.to(memory_format=memory_format)
     with StridedPointwiseGuard():
-        answer = module(images.requires_grad_())
-    answer.square().sum().backward()
+        module(images.requires_grad_()).square().sum().backward()
     twin(images.detach().double()).square().sum().backward()
     return error(gradients_of(module), gradients_of(twin))
 

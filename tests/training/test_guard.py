@@ -25,6 +25,8 @@ NETWORKS = [
     "permuting",
     "arriving in channels last",
     "functional",
+    "checkpointed",
+    "checkpointed, reentrant",
 ]
 
 
@@ -112,6 +114,29 @@ def test_only_what_is_unsafe_is_rewritten(layer: nn.Conv2d, device: str, is_rewr
     with Strides() as strides, StridedPointwiseGuard():
         layer.to(device)(images)
     assert strides.seen == [1 if is_rewritten else layer.stride]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of create_graph
+def test_a_backward_pass_under_the_guard_is_torchs_own() -> None:
+    """Kept or not, for second derivatives, with a gradient or inputs; what torch refuses is refused."""
+    x = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    with StridedPointwiseGuard():
+        loss = (x**3).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        assert x.grad == 54.0  # the sum of both
+        with pytest.raises(RuntimeError):
+            loss.backward()
+        x.grad = None
+        (x**3).sum().backward(create_graph=True)
+        (second,) = torch.autograd.grad(x.grad, x)
+        assert second == 18.0
+        x.grad = None
+        (x * torch.ones(2)).backward(torch.tensor([1.0, 2.0], dtype=torch.float64), inputs=[x])
+        assert x.grad == 3.0
+        for wrong in (torch.ones(2, requires_grad=True), torch.ones(()), x * 1j):
+            with pytest.raises(RuntimeError):
+                wrong.backward()
 
 
 def test_the_trained_network_is_left_plain() -> None:
