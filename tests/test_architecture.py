@@ -32,7 +32,7 @@ FLOORS = (
     "search.record",
     "search.table_sampler search.variation search.additive search.evolution search.stratified search.uniform",
     "search.checkpoint search.environment search.experiment search.mirror search.pick search.samplers search.proposer "
-    "search.ray_schedulers search.scheduler search.storage",
+    "search.fatal_signals search.ray_schedulers search.scheduler search.storage",
     "search.calibration search.store search.status",
     "report",
     "search api card run show analyze calibrate doctor latency cli __init__",  # these compose

@@ -24,12 +24,14 @@ from ray.tune.search import Searcher
 from bsconv_nas.errors import BsconvNasError, described, first_line
 from bsconv_nas.search.cluster import concurrency, room
 from bsconv_nas.search.experiment import Resources
+from bsconv_nas.search.fatal_signals import fatal_signal
 from bsconv_nas.search.shared import Mark
 from bsconv_nas.search.trial import Job, Metrics, Task, TrialFunction
 from bsconv_nas.search.worker import Report, Worker, is_out_of_memory
 
 __all__ = ["Jobs", "run_jobs"]
 
+_log = logging.getLogger(__name__)
 COUNT_EVERY = 2.0  # seconds between looks at which nodes there are
 
 
@@ -176,7 +178,7 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]
             goes_on = self._driver.epoch_done(number, report.epoch, report.metrics, report.seconds)
             return str(self.CONTINUE if goes_on else self.STOP)
         if report.cause:
-            self._driver.failed(number, report.cause)
+            self._fail(number, report.cause)
         else:
             self._driver.completed(number)
         return str(self.STOP)
@@ -186,14 +188,19 @@ class _Decisions(_Unsaved, FIFOScheduler):  # type: ignore[misc]
         number, error = _number(trial), _error(trial)
         self._begun.pop(number, None)  # a retry has its own time
         if number in self._late:
-            self._driver.failed(number, f"Timeout: no end after resources.timeout_minutes = {self._timeout:g}")
+            self._fail(number, f"Timeout: no end after resources.timeout_minutes = {self._timeout:g}")
         elif isinstance(error, RayActorError) and error.actor_init_failed:
-            self._driver.failed(number, str(error).strip().splitlines()[-1])  # what its own setup raised
+            self._fail(number, str(error).strip().splitlines()[-1])  # what its own setup raised
         elif isinstance(error, RayActorError):
-            self._driver.failed(number, f"WorkerDied: {first_line(error)}", retry=True)
+            signal = fatal_signal(trial.storage.trial_working_directory)
+            self._fail(number, f"WorkerDied: {signal or first_line(error)}", retry=True)
         else:
             cause = error.cause if isinstance(error, RayTaskError) else error
-            self._driver.failed(number, described(cause), retry=is_out_of_memory(cause))
+            self._fail(number, described(cause), retry=is_out_of_memory(cause))
+
+    def _fail(self, number: int, cause: str, retry: bool = False) -> None:
+        _log.info("trial %d broke off: %s", number, cause)
+        self._driver.failed(number, cause, retry)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Called again and again: end what hangs, then let Tune choose."""

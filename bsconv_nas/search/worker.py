@@ -10,6 +10,7 @@ import torch
 from ray.tune import Trainable
 
 from bsconv_nas.errors import DataError, TrainingError, described
+from bsconv_nas.search.fatal_signals import FatalSignals
 from bsconv_nas.search.shared import Mark
 from bsconv_nas.search.trial import Metrics, Task, TrialFunction
 
@@ -34,10 +35,12 @@ class Worker(Trainable):  # type: ignore[misc]
         mark.check()
         torch.set_num_threads(threads)
         self._task, self._function = task, function
+        self._fatal_signals = FatalSignals()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Called with every further job."""
+        self._fatal_signals.write_into(self.logdir)
         self._epochs = iter(self._function(self._task, new_config["job"]))
         return True
 

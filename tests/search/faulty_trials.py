@@ -71,6 +71,10 @@ def _die(job: Job) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _crash(job: Job) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 @contextlib.contextmanager
 def _little_memory() -> Iterator[None]:
     """Let this process have 64 MiB more than it has."""
@@ -112,6 +116,7 @@ FAULTS: dict[int, Callable[[Job], None]] = {
     5: _exhaust_memory,
     6: _fill_disk,
     8: _hang,
+    10: _crash,
 }
 PASSING: dict[int, Callable[[Job], None]] = {0: _exhaust_torch, 7: _exhaust_gpu}
 
