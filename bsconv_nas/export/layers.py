@@ -93,7 +93,7 @@ def _display(value: Any) -> Expression:
 
 def _arguments(module: nn.Module, cls: type[nn.Module]) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, value and default of each constructor argument that the module keeps as an attribute."""
-    for name, param in inspect.signature(cls).parameters.items():
+    for name, param in _signature(cls).items():
         value = getattr(module, name, param.default)
         variadic = param.kind in (param.VAR_POSITIONAL, param.VAR_KEYWORD)
         if variadic or name in NOT_SHOWN or name.startswith("_") or value is param.empty:
@@ -103,6 +103,17 @@ def _arguments(module: nn.Module, cls: type[nn.Module]) -> Iterator[tuple[str, A
         elif isinstance(module, nn.modules.conv._ConvNd) and isinstance(value, tuple) and len(set(value)) == 1:
             value = value[0]
         yield name, value, param.default
+
+
+def _signature(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a constructor; recurrent layers hand theirs on to a common one, unnamed."""
+    if not issubclass(cls, nn.RNNBase):
+        return dict(inspect.signature(cls).parameters)
+    others = {"mode"} if cls is nn.LSTM else {"mode", "proj_size"}
+    found = {name: param for name, param in inspect.signature(nn.RNNBase).parameters.items() if name not in others}
+    if cls is nn.RNN:
+        found["nonlinearity"] = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
+    return found
 
 
 def _has_bias(module: nn.Module, bias: object, default: object) -> object:
