@@ -78,15 +78,16 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
 
 
 def _check_training(module: nn.Module, answer: Any, shape: torch.Size) -> None:
-    """Refuse a forward that answers in training with anything but logits and, behind them, auxiliary ones."""
-    parts = answer if isinstance(answer, tuple | list) else (answer,)
-    wrong = [part for part in parts if part is not None and getattr(part, "shape", None) != shape]
-    if wrong or parts[:1] == (None,):
-        raise SpaceError(
-            f"The forward of {type(module).__name__!r} must return logits of shape {tuple(shape)} in training too, "
-            f"alone or before those of auxiliary classifiers, but returned {_shape_or_type((*wrong, None)[0])}: return "
-            "what is no classifier's in evaluation alone, or wrap the network."
-        )
+    """Refuse a forward that answers in training with anything but logits, auxiliary ones included."""
+    if getattr(answer, "shape", None) == shape:
+        return
+    switch = next((name for name, value in vars(module).items() if "aux" in name and value is True), "")
+    asked = f"base.arguments = {{ {switch} = false }}" if switch else "the base's own argument for that"
+    off = f"turn auxiliary outputs off by {asked}, or wrap the network so that it returns its logits alone"
+    raise SpaceError(
+        f"The forward of {type(module).__name__!r} must return logits of shape {tuple(shape)} in training too, but "
+        f"returned {_shape_or_type(answer)}: {off}."
+    )
 
 
 def _recorded(

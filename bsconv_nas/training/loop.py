@@ -30,7 +30,6 @@ from bsconv_nas.training.recipe import Recipe, learning_rate
 __all__ = ["EpochResult", "Trainer", "evaluate", "train"]
 
 EVALUATION_BATCH = 512
-AUXILIARY = 0.3  # what the loss of an auxiliary classifier counts, as in GoogLeNet
 CHECK_EVERY = 50  # steps between looks at the loss: each look makes a GPU wait
 
 Checkpoint = tuple[Mapping[str, Tensor], Mapping[str, Any]]
@@ -88,9 +87,7 @@ class Trainer:
     """A training that can stop after any epoch and go on elsewhere.
 
     Args:
-        model: maps normalised images (N, C, H, W) to logits (N, num_classes), in training also to a tuple of them and
-            those of auxiliary classifiers, whose losses count by 0.3 (Szegedy et al., arXiv 1409.4842); trained in
-            place.
+        model: maps normalised images (N, C, H, W) to logits (N, num_classes); trained in place.
         dataset: with parts `train` and `selection`.
         recipe: how to train.
         seed: of the order, the augmentation and the model's own randomness, not of its initial weights.
@@ -165,15 +162,9 @@ class Trainer:
         self._average()
         return loss.detach()
 
-    def _cross_entropy(self, answer: Any, labels: Tensor) -> Tensor:
-        """Return the loss of the logits, and of those of auxiliary classifiers that may follow them."""
-        losses = []
-        for logits in answer if isinstance(answer, tuple | list) else (answer,):
-            if logits is not None:  # an auxiliary classifier that is off
-                _check_logits(logits, len(labels), self._classes)
-                smoothing = self._recipe.label_smoothing
-                losses.append(functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing))
-        return losses[0] if len(losses) == 1 else losses[0] + AUXILIARY * torch.stack(losses[1:]).sum()
+    def _cross_entropy(self, logits: Any, labels: Tensor) -> Tensor:
+        _check_logits(logits, len(labels), self._classes)
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
 
     def _average(self) -> None:
         """Move the EMA weights, faster in the first steps so that short trainings profit too.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from bsconv_nas.errors import SpaceError
 from bsconv_nas.space.trace import trace
@@ -223,25 +224,30 @@ class Answering(Plain):
     ("answer", "returned"),
     [
         (lambda logits, features: {"logits": logits}, "dict"),
-        (lambda logits, features: (logits, features), r"\(1, 4\)"),
+        (lambda logits, features: (logits, logits), "tuple"),
+        (lambda logits, features: [logits, None], "list"),
         (lambda logits, features: features, r"\(1, 4\)"),
-        (lambda logits, features: (None, logits), "NoneType"),
     ],
 )
 def test_a_forward_that_answers_otherwise_in_training_is_refused(
     answer: Callable[[Tensor, Tensor], object], returned: str
 ) -> None:
     law = (
-        r"^The forward of 'Answering' must return logits of shape \(1, 2\) in training too, alone or before those of "
-        rf"auxiliary classifiers, but returned {returned}: return what is no classifier's in evaluation alone, or wrap "
+        r"^The forward of 'Answering' must return logits of shape \(1, 2\) in training too, but returned "
+        rf"{returned}: turn auxiliary outputs off by the base's own argument for that, or wrap the network so that it "
     )
     with pytest.raises(SpaceError, match=law):
         trace(Answering(answer), SIZE)
 
 
-@pytest.mark.parametrize("answer", [lambda y, f: (y, y), lambda y, f: [y, None], lambda y, f: 2 * y])
-def test_auxiliary_logits_may_follow_in_training(answer: Callable[[Tensor, Tensor], object]) -> None:
-    assert trace(Answering(answer), SIZE).num_classes == 2
+def test_auxiliary_outputs_are_refused_by_the_name_of_the_argument_that_turns_them_off() -> None:
+    with pytest.raises(SpaceError, match=r"turn auxiliary outputs off by base.arguments = \{ aux_logits = false \}"):
+        trace(models.googlenet(num_classes=2, init_weights=False), (3, 64, 64))
+    assert trace(models.googlenet(num_classes=2, init_weights=False, aux_logits=False), (3, 64, 64)).num_classes == 2
+
+
+def test_logits_may_be_computed_otherwise_in_training() -> None:
+    assert trace(Answering(lambda logits, features: 2 * logits), SIZE).num_classes == 2
 
 
 class Features(Plain):
