@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.space.graph import Fixed
@@ -27,7 +28,7 @@ from bsconv_nas.space.trace_rules import (
 from bsconv_nas.space.trace_symbolic import acts_as
 from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
 
-__all__ = ["Recorder", "label"]
+__all__ = ["Recorder", "label", "multiply_adds"]
 
 # The multiply-adds of convolutions and linear layers, as torch calls them below its modules.
 COUNTED = frozenset({torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm})
@@ -58,7 +59,7 @@ class Recorder(fx.Interpreter):
         self._owners = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
         self._read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
         self._tuples: dict[fx.Node, list[Value]] = {}
-        self._owed: dict[fx.Node, int] = {}  # the MACs of what answers with a tuple
+        self._owed: dict[fx.Node, tuple[int, int]] = {}  # MACs and parameters of what answers with several tensors
         self._storages: dict[int, int] = {}
         self._untouched = False  # whether the running node hands over its very input
         self._kept: list[torch.Tensor] = []  # a freed storage's address may come again
@@ -74,10 +75,10 @@ class Recorder(fx.Interpreter):
             self._fix(n, "the network's output")
         elif isinstance(result, torch.Tensor):
             self._record(n, result, self._macs(n, flops))
-        elif isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
+        elif _holds_tensor(result):
             self._fix(n, f"enters {label(self.module, n)}")
             self._tuples[n] = self._inputs(n)
-            self._owed[n] = self._macs(n, flops)
+            self._owe(n, self._macs(n, flops))
         elif not self._spares_channels(n):
             self._fix(n, f"its size is read by {n.name}")
         return result
@@ -115,11 +116,11 @@ class Recorder(fx.Interpreter):
         found = ([self.values[s]] if s in self.values else self._tuples.get(s, []) for s in n.all_input_nodes)
         return [value for values in found for value in values]
 
-    def _macs(self, n: fx.Node, flops: dict[Any, int]) -> int:
+    def _macs(self, n: fx.Node, flops: Mapping[Any, int]) -> int:
         """Return the multiply-adds of convolutions and linear layers, and name other operators that have some."""
         for operation in flops.keys() - COUNTED:
             self.fixed.append(Fixed(label(self.module, n), f"the multiply-adds of {operation} are not counted"))
-        return sum(flops[operation] for operation in flops.keys() & COUNTED) // 2
+        return multiply_adds(flops)
 
     def _record(self, n: fx.Node, result: torch.Tensor, macs: int) -> None:
         visit = self._visit(n, tuple(result.shape), macs)
@@ -131,12 +132,21 @@ class Recorder(fx.Interpreter):
         storage = self._storages.setdefault(result.untyped_storage()._cdata, len(self.values))
         visit.fields["alias"] = storage if storage < len(self.values) else None
         visit.fields["inputs"] = tuple(value.node for value in visit.values)
-        for source in self._owed.keys() & n.all_input_nodes:  # the first that reads a tuple has the cost of its making
-            visit.fields["macs"] = visit.fields.get("macs", 0) + self._owed.pop(source)
-            visit.fields["params"] = visit.fields.get("params", 0) + self._new_weights(source)
+        macs, params = self._dues(n)
+        visit.fields |= {"macs": visit.fields.get("macs", 0) + macs, "params": visit.fields.get("params", 0) + params}
         self.fields[n] = visit.fields
         self.values[n] = Value(variable, features, len(self.values), visit.shape)
         self._kept.append(result)
+
+    def _owe(self, n: fx.Node, macs: int) -> None:
+        """Leave what a node with several tensors costs, and what it owes itself, to the first node that reads it."""
+        before = self._dues(n)
+        self._owed[n] = before[0] + macs, before[1] + self._new_weights(n)
+
+    def _dues(self, n: fx.Node) -> tuple[int, int]:
+        """Return, once, the MACs and parameters of the nodes with several tensors that a node reads."""
+        owed = [self._owed.pop(source) for source in n.all_input_nodes if source in self._owed]
+        return sum(macs for macs, _ in owed), sum(params for _, params in owed)
 
     def _visit(self, n: fx.Node, shape: tuple[int, ...], macs: int) -> Visit:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
@@ -202,6 +212,16 @@ class Recorder(fx.Interpreter):
             return self.uses[path]
         shared = any(self._owners[id(p)] > 1 for p in own.values())
         return "has weights that others use too" if shared or path in self._read or own.keys() - OWN else ""
+
+
+def multiply_adds(flops: Mapping[Any, int]) -> int:
+    """Return the multiply-adds of convolutions, linear and recurrent layers among what torch has counted."""
+    return sum(flops[operation] for operation in flops.keys() & COUNTED) // 2
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Whether a tensor is in a tuple, list or table, at whatever depth."""
+    return any(isinstance(part, torch.Tensor) for part in pytree.tree_leaves(value))
 
 
 def label(root: nn.Module, n: fx.Node) -> str:
