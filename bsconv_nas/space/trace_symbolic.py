@@ -17,6 +17,7 @@ from types import CodeType
 from typing import Any
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from bsconv_nas.errors import SpaceError, first_line
 from bsconv_nas.space.trace_failures import TORCH, place
@@ -27,6 +28,7 @@ __all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 ROOM = str(Path(__file__).parent)
+REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
 
 
@@ -58,6 +60,11 @@ class _Watcher(_Tracer):
         self.uses: dict[str, str] = {}
         self._paths = {id(module): path for path, module in root.named_modules() if path}
         self._called: list[int] = []
+        for path, module in root.named_modules():
+            for name, held in _held_aside(module):
+                self._note(
+                    held, f"it is also held in {'.'.join(filter(None, (path, name)))}, where no other can stand in"
+                )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) != 1 or kwargs:
@@ -100,6 +107,13 @@ class _Watcher(_Tracer):
     def _note(self, module: nn.Module, use: str) -> None:
         if id(module) in self._paths:
             self.uses.setdefault(self._paths[id(module)], use)
+
+
+def _held_aside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a module keeps in plain lists, tuples or tables beside its children, by the attribute."""
+    for name, value in vars(module).items():
+        if name not in REGISTRIES:
+            yield from ((name, held) for held in pytree.tree_leaves(value) if isinstance(held, nn.Module))
 
 
 def symbolic_graph(
