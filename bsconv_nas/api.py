@@ -28,6 +28,8 @@ from bsconv_nas.space.table import Architecture, Table
 if TYPE_CHECKING:
     from torch import nn
 
+    from bsconv_nas.check import Check
+
 __all__ = ["SearchSpace"]
 
 Size = tuple[int, int, int]
@@ -203,6 +205,19 @@ class SearchSpace:
     def describe(self, architecture: Architecture) -> dict[str, str | float | int]:
         """Return the chosen option of each dimension by name."""
         return self.table.describe(self._own(architecture))
+
+    def check(self, seed: int = 0) -> Check:
+        """Prove on a few networks that what is counted, built, trained and exported is one thing.
+
+        Args:
+            seed: of the choice of networks and their weights.
+
+        Raises:
+            SpaceError: the first difference, with the module and the line.
+        """
+        from bsconv_nas.check import check
+
+        return check(self, seed)
 
     def _own(self, architecture: Architecture) -> Architecture:
         """Return `architecture`, or refuse one that belongs to another space."""

@@ -108,6 +108,9 @@ def _warn_of_slowness(experiment: Experiment, trials: int | None) -> None:
 @space_app.command("show")
 def space_show(
     place: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A file of search_spaces/ or a run folder.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Also build a few networks and compare them with this.")
+    ] = False,
 ) -> None:
     """Print dimensions, what is fixed and why, the number of networks, and their costs."""
     from bsconv_nas.api import SearchSpace
@@ -117,6 +120,8 @@ def space_show(
 
     space = load_run(place).space if place.is_dir() else SearchSpace.load(place)
     print_summary(_console(), str(place), space.input_size, summarise(space.model))
+    if check:
+        print(space.check().sentence)
 
 
 @latency_app.command("measure")
@@ -162,7 +167,9 @@ def search(
     if asked.asks_latency and asked.latency.table is None:
         print("warning: latencies are measured first, into latency/, unless they are there", file=sys.stderr)
     with Progress(_console(), asked) as progress:
-        done = runs.search(asked, run, trials=trials, address=address, on_change=progress)
+        done = runs.search(
+            asked, run, trials=trials, address=address, on_change=progress, on_check=lambda found: print(found.sentence)
+        )
     print_run(_console(), done)
     _end(done)
 

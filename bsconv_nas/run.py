@@ -38,6 +38,7 @@ from bsconv_nas.training.spec import DataSpec, locate
 if TYPE_CHECKING:
     from torch import nn
 
+    from bsconv_nas.check import Check
     from bsconv_nas.report.view import View
     from bsconv_nas.search.retrain import Pair
     from bsconv_nas.search.trial import Task
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_run", "resume", "retrain", "search"]
 
 OnChange = Callable[[Record], None]
+OnCheck = Callable[["Check"], None]
 
 
-def _ignore(record: Record) -> None:
+def _ignore(told: object) -> None:
     """Nobody watches."""
 
 
@@ -213,6 +215,7 @@ def search(
     trials: int | None = None,
     address: str | None = None,
     on_change: OnChange = _ignore,
+    on_check: OnCheck = _ignore,
 ) -> Run:
     """Search as an experiment says and return the run.
 
@@ -222,6 +225,7 @@ def search(
         trials: instead of the experiment's.
         address: of a running Ray cluster (`auto` or `HOST:PORT`); None starts one here.
         on_change: called with the record after every event.
+        on_check: called with what the check of the space found, before anything is trained.
 
     Raises:
         BsconvNasError: whatever is wrong with the space, the budget, the data, the folder or the cluster; before
@@ -233,11 +237,13 @@ def search(
     _check_names(experiment)
     Store.check_free(run)
     with joined(experiment.resources, address):
-        return _begin(experiment, run, address, on_change)
+        return _begin(experiment, run, address, on_change, on_check)
 
 
-def _begin(experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange) -> Run:
-    """Do what takes time: trace the space, load the data, make the folder, search."""
+def _begin(
+    experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange, on_check: OnCheck
+) -> Run:
+    """Do what takes time: trace the space, load the data, check the space, make the folder, search."""
     images = experiment.images
     latencies = read_latencies(experiment)
     space = SearchSpace.load(experiment.space, *(shape(images) if images else ()))
@@ -246,9 +252,10 @@ def _begin(experiment: Experiment, run: str | Path | None, address: str | None, 
     space.feasible(Budget(**experiment.budget)).check()
     dataset = data.load(images)
     trained = read_base(experiment.train, space)
+    on_check(checked := space.check())
     facts = {**environment(), **data.facts(dataset)}
     kept = [partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
-    store = Store.create(run, experiment, space.to_json(), facts, kept)
+    store = Store.create(run, experiment, {**space.to_json(), "check": checked.to_json()}, facts, kept)
     try:
         return _search(Run(store), dataset, None, address, on_change)
     except BaseException:

@@ -29,6 +29,7 @@ FLOORS = (
     "space training.laws training.recipe training.spec network",
     "space.sampling space.summary",
     "training export cost.latency_measure",
+    "check",
     "search.record",
     "search.table_sampler search.variation search.additive search.evolution search.stratified search.uniform",
     "search.checkpoint search.environment search.experiment search.mirror search.pick search.samplers search.proposer "
@@ -37,12 +38,23 @@ FLOORS = (
     "report",
     "search api card run show analyze calibrate doctor latency cli __init__",  # these compose
 )
-TORCH = ("space.trace", "cost.latency_measure", "network", "training", "export", "api", "run", "card", "analyze")
+TORCH = (
+    "space.trace",
+    "cost.latency_measure",
+    "network",
+    "training",
+    "export",
+    "api",
+    "run",
+    "card",
+    "analyze",
+    "check",
+)
 TORCH += tuple(
     f"search.{name}"
     for name in ("checkpoint", "trial", "own_trial", "worker", "tuning", "runner", "retrain", "cluster", "inheritance")
 )
-TORCH += ("search.gpus", "search.machines", "search.measure")
+TORCH += ("check", "search.gpus", "search.machines", "search.measure")
 COMPOSES_TORCH = ("search.driver", "search.verdict")  # what they import does
 RAY = ("search.runner", "search.cluster", "search.tuning", "search.worker", "search.gpus", "search.shared", "doctor")
 RAY += ("search.ray_schedulers",)

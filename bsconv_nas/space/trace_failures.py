@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from bsconv_nas.errors import SpaceError, first_line
 
-__all__ = ["TORCH", "MixedTypes", "check_shapes", "check_types", "explained", "place"]
+__all__ = ["TORCH", "MixedTypes", "check_shapes", "check_types", "explained", "place", "raised"]
 
 TORCH = str(Path(torch.__file__).parent)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
@@ -90,9 +90,14 @@ def _raised(module: nn.Module, batch: Tensor) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(batch.to(device))
     except Exception as error:  # whatever the user's forward raises
-        at = ", ".join(filter(None, [_innermost(module, error), place(error)]))
-        return f"{first_line(error)}{f' ({at})' if at else ''}"
+        return raised(module, error)
     return ""
+
+
+def raised(module: nn.Module, error: Exception) -> str:
+    """Return what calling a module raised, with the layer and the line where it did."""
+    at = ", ".join(filter(None, [_innermost(module, error), place(error)]))
+    return f"{first_line(error)}{f' ({at})' if at else ''}"
 
 
 def _with_values(module: nn.Module) -> nn.Module:

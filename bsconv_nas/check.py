@@ -1,0 +1,307 @@
+"""Are counted, built, trained and exported networks of a space one thing? Asked of a few of them, before a search."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bsconv_nas.errors import ExportError, SpaceError
+from bsconv_nas.export.probe import disturb, images
+from bsconv_nas.export.source import write_source
+from bsconv_nas.network.build import instantiate
+from bsconv_nas.space.base import Base
+from bsconv_nas.space.extremes import extremes
+from bsconv_nas.space.table import Architecture
+from bsconv_nas.space.trace_failures import raised
+from bsconv_nas.space.trace_record import multiply_adds
+from bsconv_nas.training.guard import StridedPointwiseGuard
+
+if TYPE_CHECKING:
+    from bsconv_nas.api import SearchSpace
+
+__all__ = ["Check", "check"]
+
+BATCH = 5  # images: no layer has so many of anything, so an extent of the batch in the code stands out
+FEW = 3  # networks that differ from the base wherever they can
+TRIES = 4  # of a training pass: what is dropped at random in one is there in another
+TOLERANCE = 1e-5
+REAL = 2 * 10**9  # multiply-adds of one image, up to which the passes compute values; beyond them they run on meta
+UNREAD = ("its values are not read by the forward", "its values are read in training alone")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared: the keys of the networks, the time that it took [s], and what could not be compared."""
+
+    networks: tuple[str, ...]
+    seconds: float
+    torch: str
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What a user is told."""
+        left = f"; not compared: {'; '.join(self.unchecked)}" if self.unchecked else ""
+        return (
+            f"Checked {len(self.networks)} networks in {self.seconds:.1f} s: what is counted, built, trained and "
+            f"exported agrees{left}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON values, for the run's folder."""
+        return asdict(self)
+
+
+def check(space: SearchSpace, seed: int = 0) -> Check:
+    """Build and run a few networks of a space and compare them with its table.
+
+    They are the base, the cheapest, the costliest, and some that differ from the base in every dimension. Each runs on
+    5 images, in training and in evaluation. Compared are multiply-adds with torch's own counter and parameters with
+    `numel`, to the integer; the form of the output; that all that shall be trained gets a gradient; that the network of
+    the table's base answers like the base; and that the exported source does like the network.
+
+    Raises:
+        SpaceError: the first difference.
+
+    >>> import bsconv_nas as nas
+    >>> from bsconv_nas.network.models import cifar_resnet
+    >>> len(check(nas.SearchSpace.from_module(cifar_resnet, operators=["regular", "dsc"])).networks)
+    6
+    """
+    start = time.perf_counter()
+    networks = _networks(space, np.random.default_rng(seed))
+    unchecked: dict[str, None] = {}  # in order, once
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what networks say of themselves is said when they are trained
+        torch.manual_seed(seed)
+        for architecture in networks:
+            unchecked |= dict.fromkeys(_Network(space, architecture).compare())
+        unchecked |= dict.fromkeys(_compare_base(space))
+    for fixed in space.table.graph.fixed:
+        if fixed.reason.endswith("are not counted"):
+            unchecked[f"{fixed.reason} ({fixed.name})"] = None
+    keys = tuple(architecture.key for architecture in networks)
+    return Check(keys, time.perf_counter() - start, torch.__version__, tuple(unchecked))
+
+
+def _networks(space: SearchSpace, rng: np.random.Generator) -> list[Architecture]:
+    """Return the networks to compare, each once; some keep the base's depth, lest its last blocks be never there."""
+    table = space.table
+    base, sizes = np.array(table.base.indices, dtype=np.int64), table.sizes
+    choices = np.maximum(sizes - 1, 1)
+    shifts = rng.integers(choices)
+    others = np.array([(base + 1 + (shifts + turn) % choices) % sizes for turn in range(FEW)])
+    is_depth = [dimension.kind == "depth" for dimension in table.dimensions]
+    others[::2, is_depth] = base[is_depth]
+    rows = [base, *(row for ends in extremes(space.model) for row in ends[:1]), *others]
+    return list({a.key: a for a in table.architectures(np.array(rows))}.values())
+
+
+class _Network:
+    """One network of a space, and what it must agree with."""
+
+    def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
+        self._space, self._architecture = space, architecture
+        self._costs = space.cost(architecture)
+        self._name = f"Network {architecture.key} of this space"
+        self.model = space.build(architecture)
+
+    def compare(self) -> Iterator[str]:
+        """Refuse the first difference, and yield what could not be compared."""
+        self._compare_parameters()
+        self._run_evaluation()
+        self._compare_macs()
+        self._run_training()
+        yield from self._compare_export()
+
+    @cached_property
+    def _meta(self) -> nn.Module:
+        """The network without values."""
+        return copy.deepcopy(self.model).to("meta").eval()
+
+    @property
+    def _is_small(self) -> bool:
+        return self._costs.macs <= REAL
+
+    def _row(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.array(self._architecture.indices, dtype=np.int64)
+
+    def _compare_parameters(self) -> None:
+        built = sum(parameter.numel() for parameter in self.model.parameters())
+        if built != self._costs.params:
+            raise SpaceError(
+                f"{self._name} must have the {self._costs.params:,} parameters that the table counts, but is built "
+                f"with {built:,}{self._where('params', self._parameters_at)}: keep that part whole by base.leaves."
+            )
+
+    def _parameters_at(self, path: str) -> int:
+        return sum(parameter.numel() for parameter in self.model.get_submodule(path).parameters())
+
+    def _compare_macs(self) -> None:
+        images = torch.empty(BATCH, *self._space.input_size, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._meta(images)
+        flops = counter.get_flop_counts()
+        name = type(self._meta).__name__
+        done = multiply_adds(flops.get("Global", {}))
+        if done != BATCH * self._costs.macs:
+            where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})) // BATCH)
+            raise SpaceError(
+                f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
+                f"{done / BATCH:,.12g} in a batch of {BATCH}{where}: see {_line(self.model)}, and keep what does it "
+                "whole by base.leaves."
+            )
+
+    def _where(self, column: str, found: Any) -> str:
+        """Return at which layer the table and the network differ first, if one layer's own difference shows it."""
+        counted: Counter[str] = Counter()
+        for path, value in self._space.model.shares(column, self._row()):
+            counted[path] += value
+        nodes = self._space.table.graph.nodes
+        parts = {node.path: node.parts or (node.path,) for node in nodes if node.path and not node.shared}
+        for path, places in parts.items():
+            if path in counted and all(self._has(place) for place in places if place):
+                built = sum(found(place) for place in places if place)
+                if built != counted[path]:
+                    return f" ({path!r} has {built:,} instead of {counted[path]:,})"
+        return ""
+
+    def _has(self, path: str) -> bool:
+        return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
+
+    def _run_evaluation(self) -> None:
+        model, device = (self.model, "cpu") if self._is_small else (self._meta, "meta")
+        model.eval()
+        with torch.no_grad():
+            self._check_form(self._answer(model, device), "evaluation")
+
+    def _answer(self, model: nn.Module, device: str) -> Any:
+        """Return what a network answers to a batch, or refuse one that cannot."""
+        batch = torch.randn(BATCH, *self._space.input_size, device=device)
+        try:
+            return model(batch)
+        except Exception as error:  # whatever the user's forward raises
+            mode = "training" if model.training else "evaluation"
+            raise SpaceError(
+                f"{self._name} must run in {mode} on {BATCH} images as the base does on one, but: "
+                f"{raised(model, error)}; the number of images must not be written down in the forward, nor layers be "
+                "called but by the attributes that hold them."
+            ) from None
+
+    def _check_form(self, answer: Any, mode: str) -> None:
+        expected = (BATCH, self._space.num_classes)
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        if found != expected:
+            raise SpaceError(
+                f"{self._name} must answer {BATCH} images with logits of shape {expected} in {mode}, but returned "
+                f"{found}: see {_line(self.model)}."
+            )
+
+    def _run_training(self) -> None:
+        """Refuse a parameter that would not be trained."""
+        model = self.model if self._is_small else copy.deepcopy(self._meta)
+        model.train()
+        unread = {fixed.name for fixed in self._space.table.graph.fixed if fixed.reason in UNREAD}
+        for _ in range(TRIES):
+            with StridedPointwiseGuard():
+                answer = self._answer(model, "cpu" if self._is_small else "meta")
+                self._check_form(answer, "training")
+                (answer * torch.randn_like(answer)).sum().backward()
+            left = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and n not in unread]
+            if not left:
+                return
+        path = left[0].rpartition(".")[0]
+        raise SpaceError(
+            f"{self._name} must be trained whole, but {left[0]!r} ({type(model.get_submodule(path)).__name__}) gets no "
+            f"gradient: see {_line(self.model, path)}; call the layer by the attribute that holds it, or let its "
+            "parameters have requires_grad = False."
+        )
+
+    def _compare_export(self) -> Iterator[str]:
+        """Refuse an exported source that answers otherwise; yield why there is none."""
+        if not self._is_small:
+            yield f"the exported source of networks above {REAL:,} multiply-adds"
+            return
+        try:
+            source = write_source(self.model, "", self._space.input_size)
+        except ExportError as error:
+            yield f"the exported source ({str(error).rstrip('.')})"
+            return
+        exported, generator = _loaded(source), torch.Generator().manual_seed(0)
+        x = images(self._space.input_size, generator)[:BATCH]
+        disturb(self.model, x, generator)
+        exported.load_state_dict(self.model.state_dict())
+        difference = _difference(exported.eval(), self.model.eval(), x)
+        if not difference <= TOLERANCE:
+            raise SpaceError(
+                f"{self._name} must answer like its exported source within {TOLERANCE:.0e}, but differs by "
+                f"{difference:.2g} of the largest output: see {_line(self.model)}."
+            )
+
+
+def _compare_base(space: SearchSpace) -> Iterator[str]:
+    """Refuse a base that answers otherwise once it is built from the table; yield why it cannot be compared."""
+    base = instantiate(space.base) if isinstance(space.base, Base) else copy.deepcopy(space.base)
+    built = space.build(space.table.base)
+    state, own = base.state_dict(), built.state_dict()
+    if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
+        yield "the base's answers, as it is none of the space's networks"
+        return
+    generator = torch.Generator().manual_seed(0)
+    x = images(space.input_size, generator)[:BATCH]
+    disturb(base, x, generator)
+    built.load_state_dict(base.state_dict())
+    difference = _difference(built.eval(), base.eval(), x)
+    if not difference <= TOLERANCE:
+        raise SpaceError(
+            f"The base must answer alike when it is built from the table, but differs by {difference:.2g} of the "
+            f"largest output, where {TOLERANCE:.0e} is allowed: see {_line(base)}; what is drawn at construction "
+            "belongs into a parameter or a persistent buffer."
+        )
+
+
+def _difference(one: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """Return the largest relative difference of two networks' answers."""
+    with torch.no_grad():
+        a, b = one(x), other(x)
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def _loaded(source: str) -> nn.Module:
+    """Return the network of an exported source, read as its users do."""
+    with tempfile.TemporaryDirectory(prefix="bsconv_nas-check-") as folder:
+        file = Path(folder) / "model.py"
+        file.write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("exported_model", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model: nn.Module = module.model()
+        return model
+
+
+def _line(root: nn.Module, path: str = "") -> str:
+    """Return `file:line` of the innermost forward around a path that is not torch's own."""
+    while True:
+        kind = type(root.get_submodule(path))
+        code = getattr(kind.forward, "__code__", None)
+        if code is not None and (not path or not kind.__module__.startswith(("torch.", "bsconv_nas."))):
+            return f"{code.co_filename}:{code.co_firstlineno}"
+        if not path:
+            return kind.__name__
+        path = path.rpartition(".")[0]
