@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["Check", "check"]
 
 BATCH = 5  # images: no layer has so many of anything, so an extent of the batch in the code stands out
+PAIR = 2  # images to which the base answers, whatever its size
 FEW = 3  # networks that differ from the base wherever they can
 TRIES = 4  # of a training pass: what is dropped at random in one is there in another
 TOLERANCE = 1e-5
-REAL = 2 * 10**9  # multiply-adds of one image, up to which the passes compute values; beyond them they run on meta
+# Networks of more multiply-adds an image, or parameters, run on the meta device: without values, in no time.
+REAL = {"macs": 2 * 10**9, "params": 2 * 10**7}
 UNREAD = ("its values are not read by the forward", "its values are read in training alone")
 
 
@@ -82,12 +85,11 @@ def check(space: SearchSpace, seed: int = 0) -> Check:
     >>> len(check(nas.SearchSpace.from_module(cifar_resnet, operators=["regular", "dsc"])).networks)
     6
     """
+    _ = space.model  # the search's own need, not this one's
     start = time.perf_counter()
     networks = _networks(space, np.random.default_rng(seed))
     unchecked: dict[str, None] = {}  # in order, once
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what networks say of themselves is said when they are trained
-        torch.manual_seed(seed)
+    with _aside(seed):
         for architecture in networks:
             unchecked |= dict.fromkeys(_Network(space, architecture).compare())
         unchecked |= dict.fromkeys(_compare_base(space))
@@ -96,6 +98,23 @@ def check(space: SearchSpace, seed: int = 0) -> Check:
             unchecked[f"{fixed.reason} ({fixed.name})"] = None
     keys = tuple(architecture.key for architecture in networks)
     return Check(keys, time.perf_counter() - start, torch.__version__, tuple(unchecked))
+
+
+@contextmanager
+def _aside(seed: int) -> Iterator[None]:
+    """Leave this process's generator, threads and warnings as they are: networks warn when they are trained.
+
+    One thread is enough for five images, and as fast on a machine that has other work.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _networks(space: SearchSpace, rng: np.random.Generator) -> list[Architecture]:
@@ -118,7 +137,8 @@ class _Network:
         self._space, self._architecture = space, architecture
         self._costs = space.cost(architecture)
         self._name = f"Network {architecture.key} of this space"
-        self.model = space.build(architecture)
+        self._is_small = all(getattr(self._costs, column) <= most for column, most in REAL.items())
+        self.model = space.build(architecture) if self._is_small else _without_values(space, architecture)
 
     def compare(self) -> Iterator[str]:
         """Refuse the first difference, and yield what could not be compared."""
@@ -132,10 +152,6 @@ class _Network:
     def _meta(self) -> nn.Module:
         """The network without values."""
         return copy.deepcopy(self.model).to("meta").eval()
-
-    @property
-    def _is_small(self) -> bool:
-        return self._costs.macs <= REAL
 
     def _row(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self._architecture.indices, dtype=np.int64)
@@ -234,7 +250,8 @@ class _Network:
     def _compare_export(self) -> Iterator[str]:
         """Refuse an exported source that answers otherwise; yield why there is none."""
         if not self._is_small:
-            yield f"the exported source of networks above {REAL:,} multiply-adds"
+            most = f"{REAL['macs']:,} multiply-adds or {REAL['params']:,} parameters"
+            yield f"the exported source of networks of more than {most}"
             return
         try:
             source = write_source(self.model, "", self._space.input_size)
@@ -253,6 +270,15 @@ class _Network:
             )
 
 
+def _without_values(space: SearchSpace, architecture: Architecture) -> nn.Module:
+    """Return a network on the meta device, made there unless its factory computes with weights."""
+    try:
+        with torch.device("meta"):
+            return space.build(architecture)
+    except Exception:  # whatever the user's factory raises
+        return space.build(architecture).to("meta")
+
+
 def _compare_base(space: SearchSpace) -> Iterator[str]:
     """Refuse a base that answers otherwise once it is built from the table; yield why it cannot be compared."""
     base = instantiate(space.base) if isinstance(space.base, Base) else copy.deepcopy(space.base)
@@ -262,7 +288,7 @@ def _compare_base(space: SearchSpace) -> Iterator[str]:
         yield "the base's answers, as it is none of the space's networks"
         return
     generator = torch.Generator().manual_seed(0)
-    x = images(space.input_size, generator)[:BATCH]
+    x = images(space.input_size, generator)[:PAIR]
     disturb(base, x, generator)
     built.load_state_dict(base.state_dict())
     difference = _difference(built.eval(), base.eval(), x)

@@ -109,9 +109,11 @@ def test_a_network_without_source_is_named_and_not_refused(monkeypatch: pytest.M
 
 
 def test_costly_networks_are_checked_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REAL", 0)
+    monkeypatch.setitem(module.REAL, "params", 0)
     found = nas.SearchSpace.from_module(Plain, **CHOICES).check()
-    assert found.unchecked == ("the exported source of networks above 0 multiply-adds",)
+    assert found.unchecked == (
+        "the exported source of networks of more than 2,000,000,000 multiply-adds or 0 parameters",
+    )
     with pytest.raises(SpaceError, match="gets no gradient"):
         space_of(BROKEN["a gradient cut off"]).check()
 
@@ -153,9 +155,14 @@ operators = ["regular", "dsc"]
 
 def space_show(tmp_path: Path, factory: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "space.toml").write_text(FILE.format(factory=factory))
+    return run(tmp_path, "space", "show", "space.toml", "--check")
+
+
+def run(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [SCRIPT, "space", "show", "space.toml", "--check"]
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [SCRIPT, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_command_line_says_what_was_checked(tmp_path: Path) -> None:
@@ -168,3 +175,21 @@ def test_the_command_line_refuses_in_one_sentence(tmp_path: Path) -> None:
     done = space_show(tmp_path, "InObject")
     assert done.returncode == 2
     assert re.fullmatch(r"error: Network [0-9a-f]{16} of this space must be trained whole, but .*\n", done.stderr)
+
+
+EXPERIMENT = """
+space = "space.toml"
+data = { name = "brought_networks:pictures" }
+recipe = { epochs = 1 }
+search = { trials = 1, baselines = 0, sampler = "random" }
+resources = { workers = 1 }
+"""
+
+
+def test_a_search_of_a_space_that_breaks_its_word_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text(FILE.format(factory="InObject"))
+    (tmp_path / "net.toml").write_text(EXPERIMENT)
+    done = run(tmp_path, "search", "net.toml", "--run", "run")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: Network [0-9a-f]{16} of this space must be trained whole, but .*\n", done.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.toml", "space.toml"]

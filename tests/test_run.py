@@ -128,6 +128,13 @@ def test_the_record_names_no_place_and_no_host(run: nas.Run, project: Path) -> N
     assert run.store.environment["data"]["counts"] == {"train": 240, "selection": 30, "report": 30}
 
 
+def test_what_was_checked_is_kept_with_the_space(run: nas.Run) -> None:
+    kept = run.store.space["check"]
+    assert len(kept["networks"]) > 2
+    assert kept["unchecked"] == []
+    assert run.space.check().networks == tuple(kept["networks"])
+
+
 def test_fvcores_count_stands_beside_ours(run: nas.Run) -> None:
     counted = run.view().fvcore
     assert set(counted) == set(run.front["key"])
