@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IMAGES", "answers", "is_statistic"]
+__all__ = ["answers", "is_statistic"]
 
-IMAGES = 4
+IMAGES = 3
 LOGITS = 16  # of each image, at most
 DIGITS = 8  # of a number in the record
 # Sizes of activations behind norms: small ones show a norm's eps, large ones where an activation saturates.
