@@ -33,21 +33,26 @@ CARD, SOURCE, WEIGHTS = "card.json", "model.py", "weights.safetensors"  # in an 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A network to analyse: its name, itself, the options to judge, and where its weights come from, if anywhere."""
+    """A network to analyse: its name, itself, the options to judge, and where its weights come from, if anywhere.
+
+    `note` says what of a run could not be checked.
+    """
 
     name: str
     network: nn.Module
     options: tuple[str, ...] = OPTIONS
     weights: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The two files of an analysis, and a sentence about the convolutions that it leaves out, if there are any."""
+    """The two files of an analysis, and sentences about the convolutions that it leaves out and about its subject."""
 
     page: Path
     table: Path
     omission: str
+    note: str = ""
 
 
 def analyze(model: str, weights: str | Path | None = None, out: str | Path = ".") -> Written:
@@ -73,7 +78,7 @@ def analyze(model: str, weights: str | Path | None = None, out: str | Path = "."
 
     layers, others = analyze_kernels(subject.network, subject.options), left_out(subject.network)
     page, table = kernels_page.write(layers, subject.name, subject.weights, page, table, others)
-    return Written(page, table, kernels.omission(others))
+    return Written(page, table, kernels.omission(others), subject.note)
 
 
 def _places(out: Path) -> tuple[Path, Path]:
@@ -167,7 +172,8 @@ def _picked(run: Path) -> Subject:
     found = load_run(run)
     options = _judged(option for dimension in found.space.table.dimensions for option in dimension.options)
     key = found.architecture(found.pick()).key
-    return Subject(f"{found.store.name}: {key}", found.model(), options, f"the run's best network, {key}")
+    name, source = f"{found.store.name}: {key}", f"the run's best network, {key}"
+    return Subject(name, found.model(), options, source, found.unchecked)
 
 
 def _exported(folder: Path) -> Subject:

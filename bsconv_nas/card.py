@@ -9,6 +9,7 @@ from torch import nn
 
 from bsconv_nas.errors import RecordError
 from bsconv_nas.search.checkpoint import has_checkpoint, load_checkpoint
+from bsconv_nas.search.known_base import check_base
 from bsconv_nas.search.record import Trial
 from bsconv_nas.training.weights import kept_weights
 
@@ -24,7 +25,8 @@ def trained(run: Run, number: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network of a trial in eval mode with its retrained or else its search's weights, and its card.
 
     Raises:
-        RecordError: the weights were not kept, or the record lacks what the card must say.
+        RecordError: the weights were not kept, the base's code was edited since, or the record lacks what the card must
+            say.
     """
     if (own := run.experiment.search.trial) is not None:
         raise RecordError(
@@ -38,6 +40,7 @@ def trained(run: Run, number: int) -> tuple[nn.Module, dict[str, Any]]:
         kept = [t.started.key for t in map(run.record.trials.get, run.front["number"]) if t and _is_kept(run, t)]
         pick = f"pick one of the front whose weights are kept ({', '.join(kept)}), or " if kept else ""
         raise RecordError(f"The weights of {source.started.key!r} must lie in {place!r}, but do not: {pick}retrain it.")
+    check_base(run.store, run.space.base)
     model = run.space.build(run.architecture(number), seed=0)
     model.load_state_dict(kept_weights(load_checkpoint(place)[0]))
     return model.eval(), _card(run, source, trainings)

@@ -105,6 +105,12 @@ def _warn_of_slowness(experiment: Experiment, trials: int | None) -> None:
         print(f"warning: {said}", file=sys.stderr)
 
 
+def _note(said: str) -> None:
+    """Say what a command goes on without, beside what is printed for scripts to read."""
+    if said:
+        print(f"note: {said}", file=sys.stderr)
+
+
 @space_app.command("show")
 def space_show(
     place: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="A file of search_spaces/ or a run folder.")],
@@ -212,6 +218,7 @@ def resume(run: RunFolder, trials: Trials = None, roots: Roots = None, address: 
 
     found = runs.load_run(run)
     _warn_of_slowness(found.experiment, trials)
+    _note(found.unchecked)
     with Progress(_console(), found.experiment) as progress:
         root = _data_root(roots)
         done = runs.resume(found, trials=trials, data_root=root, address=address, on_change=progress)
@@ -281,6 +288,7 @@ def retrain(
     from bsconv_nas.show import Progress, print_verdict
 
     found = runs.load_run(run)
+    _note(found.unchecked)
     with Progress(_console(), found.experiment, kind="retrain") as progress:
         root = _data_root(roots)
         done = runs.retrain(found, members=members, seeds=seeds, data_root=root, address=address, on_change=progress)
@@ -299,7 +307,9 @@ def export(
     """Write a network as plain PyTorch source with weights and card, verified in a clean process."""
     from bsconv_nas.run import load_run
 
-    print(load_run(run).export(out, pick))
+    found = load_run(run)
+    _note(found.unchecked)
+    print(found.export(out, pick))
 
 
 @app.command()
@@ -319,6 +329,7 @@ def analyze(
     from bsconv_nas.analyze import analyze as written
 
     found = written(model, weights, out)
+    _note(found.note)
     print(found.page, found.table, *filter(None, [found.omission]), sep="\n")
 
 

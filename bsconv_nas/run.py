@@ -22,7 +22,9 @@ from bsconv_nas.errors import RecordError, SpaceError
 from bsconv_nas.search import data
 from bsconv_nas.search.environment import environment
 from bsconv_nas.search.experiment import Experiment
+from bsconv_nas.search.fvcore_counts import note_fvcore_counts
 from bsconv_nas.search.inheritance import keep_weights, kept_base, read_base
+from bsconv_nas.search.known_base import check_base, keep_identity, read_identity, unchecked
 from bsconv_nas.search.latencies import keep_latencies, kept_latencies, measured_latencies, read_latencies
 from bsconv_nas.search.machines import device, joined
 from bsconv_nas.search.own_trial import own_trial
@@ -107,6 +109,11 @@ class Run:
         """The bounds that every trial keeps."""
         return Budget(**self.experiment.budget)
 
+    @property
+    def unchecked(self) -> str:
+        """A sentence about what cannot be checked of the base before its code is used again, or ""."""
+        return unchecked(self.store)
+
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row a trial: `number, key, kind, state, val_accuracy`, costs, time, seed and one column a dimension."""
@@ -139,7 +146,7 @@ class Run:
         Retrained weights if there are any, else those of the search.
 
         Raises:
-            RecordError: the network's weights were not kept.
+            RecordError: the network's weights were not kept, or the base's code was edited.
         """
         from bsconv_nas.card import trained
 
@@ -149,7 +156,7 @@ class Run:
         """Write a picked network as `model.py`, `weights.safetensors` and `card.json`, verified in a clean process.
 
         Raises:
-            RecordError: there is no such network, or its weights were not kept.
+            RecordError: there is no such network, its weights were not kept, or the base's code was edited.
             ExportError: the folder cannot be replaced, or the written network disagrees.
         """
         from bsconv_nas.card import trained
@@ -254,7 +261,9 @@ def _begin(
     trained = read_base(experiment.train, space)
     on_check(checked := space.check())
     facts = {**environment(), **data.facts(dataset)}
-    kept = [partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
+    assert isinstance(space.base, Base)  # a file's space has one
+    known = partial(keep_identity, known=read_identity(space.base))
+    kept = [known, partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
     store = Store.create(run, experiment, {**space.to_json(), "check": checked.to_json()}, facts, kept)
     try:
         return _search(Run(store), dataset, None, address, on_change)
@@ -294,13 +303,14 @@ def resume(
         on_change: called with the record after every event.
 
     Raises:
-        RecordError: another driver is at work, or `trials` is less than were begun.
+        RecordError: another driver is at work, `trials` is less than were begun, or the base's code was edited.
         DataError: the data are absent, or not those of the search.
     """
     begun = sum(trial.started.kind == "search" for trial in run.store.record().trials.values())
     if trials is not None and trials < begun:
         raise RecordError(f"--trials must be at least the {begun} that were begun, but got {trials}.")
     spec = data.place_again(run.store, data_root)
+    check_base(run.store, run.space.base)
     with joined(run.experiment.resources, address):
         return _search(run, data.load_again(run.store, spec), trials, address, on_change)
 
@@ -317,7 +327,7 @@ def _search(run: Run, dataset: Dataset | None, trials: int | None, address: str 
             run.store, feasible, task, trials=trials, address=address, on_change=on_change, function=function
         )
         if record.notes[-1].what != "interrupted":  # whoever pressed Ctrl-C does not wait for counts
-            _count_with_fvcore(Run(run.store))
+            note_fvcore_counts(Run(run.store))
     return Run(run.store)
 
 
@@ -343,7 +353,7 @@ def retrain(
         on_change: called with the record after every event.
 
     Raises:
-        RecordError: no trial is complete, or another driver is at work.
+        RecordError: no trial is complete, another driver is at work, or the base's code was edited.
         DataError: the data are not those of the search.
     """
     from bsconv_nas.search.retrain import chosen
@@ -356,6 +366,7 @@ def retrain(
         )
     pairs = chosen(run.trials, run.front, members or retraining.members)
     spec = data.place_again(run.store, data_root)
+    check_base(run.store, run.space.base)
     with joined(run.experiment.resources, address):
         return _retrain(run, pairs, seeds or retraining.seeds, spec, address, on_change)
 
@@ -392,16 +403,3 @@ def _task(run: Run, dataset: Dataset | None, address: str | None) -> Task:
     where = device(experiment.resources, address)
     weights = kept_base(run.path), experiment.train.images
     return Task(base, run.space.table, dataset, experiment.recipe, where, None, *weights)
-
-
-def _count_with_fvcore(run: Run) -> None:
-    """Note fvcore's count of every network on the front, for the report."""
-    from bsconv_nas.network.reference import fvcore_macs
-
-    known = {note.detail["key"] for note in run.record.notes if note.what == "fvcore"}
-    with run.store.lock():
-        for number in run.front["number"]:
-            architecture = run.architecture(int(number))
-            if architecture.key not in known:
-                macs = fvcore_macs(run.space.build(architecture), run.space.input_size)
-                run.store.append(Note("fvcore", {"key": architecture.key, "macs": macs}))

@@ -32,9 +32,10 @@ _EXPERIMENT, _SPACE, _ENVIRONMENT, _TRIALS = "experiment.json", "space.json", "e
 class Store:
     """One run folder.
 
-    `experiment.json`, `space.json` and `environment.json` are written once. `trials.jsonl` grows by one event a line
-    and is the only source of truth; a line counts once its newline is on disk, so a killed driver leaves at most a
-    torn tail, which the next driver cuts off. `checkpoints/`, `export/`, `optuna.log` and `report.html` follow from it.
+    `experiment.json`, `space.json` and `environment.json` are written once, as is `base.json`, by which the base is
+    known again (older runs lack it). `trials.jsonl` grows by one event a line and is the only source of truth; a line
+    counts once its newline is on disk, so a killed driver leaves at most a torn tail, which the next driver cuts off.
+    `checkpoints/`, `export/`, `optuna.log` and `report.html` follow from it.
     """
 
     def __init__(self, path: str | Path) -> None:
