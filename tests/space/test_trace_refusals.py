@@ -393,3 +393,24 @@ class Keywords(nn.Module):
 def test_children_may_have_any_name() -> None:
     paths = {node.path for node in trace(Keywords(), SIZE).nodes}
     assert {"blocks.class", "blocks.lambda", "blocks.it's"} <= paths
+
+
+class Separable(nn.Module):
+    """As `Keywords`, with a depthwise convolution, whose activation becomes a module where names allow it."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+        self.blocks = nn.ModuleDict({first: nn.Conv2d(8, 8, 3, groups=8), "it's": nn.Conv2d(8, 8, 1)})
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        for block in self.blocks.values():
+            x = F.relu(block(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("first", "relus"), [("first", 1), ("class", 0)])
+def test_activations_of_children_with_any_name(first: str, relus: int) -> None:
+    graph = trace(Separable(first), SIZE)
+    assert sum(node.op == "ReLU" for node in graph.nodes) == relus
