@@ -32,6 +32,7 @@ from bsconv_nas.search.scheduler import scheduler
 from bsconv_nas.search.store import Store
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture
+from bsconv_nas.space.unvaried import note_no_operator
 from bsconv_nas.training.sources import shape
 from bsconv_nas.training.spec import DataSpec, locate
 
@@ -228,8 +229,7 @@ def search(
             anything is trained or written, where it can be known.
     """
     if trials is not None:
-        planned = experiment.search.model_copy(update={"trials": trials})
-        experiment = experiment.model_copy(update={"search": planned})
+        experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
     _check_names(experiment)
     Store.check_free(run)
     with joined(experiment.resources, address):
@@ -241,14 +241,14 @@ def _begin(experiment: Experiment, run: str | Path | None, address: str | None, 
     images = experiment.images
     latencies = read_latencies(experiment)
     space = SearchSpace.load(experiment.space, *(shape(images) if images else ()))
+    note_no_operator(space.table.fixed, space.table.dimensions)
     space = space.with_latencies(latencies or measured_latencies(experiment, space))
     device(experiment.resources, address)
     space.feasible(Budget(**experiment.budget)).check()
     dataset = data.load(images)
     trained = read_base(experiment.train, space)
-    facts = {**environment(), **data.facts(dataset)}
     kept = [partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
-    store = Store.create(run, experiment, space.to_json(), facts, kept)
+    store = Store.create(run, experiment, space.to_json(), {**environment(), **data.facts(dataset)}, kept)
     try:
         return _search(Run(store), dataset, None, address, on_change)
     except BaseException:
