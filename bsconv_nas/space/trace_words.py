@@ -21,7 +21,7 @@ from bsconv_nas.errors import SpaceError
 __all__ = ["TORCH", "Line", "Untraceable", "last_line", "running_line"]
 
 TORCH = str(Path(torch.__file__).parent)
-ROOM = str(Path(__file__).parent)
+ROOMS = tuple(str(Path(__file__).parents[1] / room) for room in ("space", "export"))  # which trace, and hold no network
 STANDARD = sysconfig.get_path("stdlib")
 LONGEST = 100  # characters of a line that are shown
 SIZES = "write sizes as numbers"
@@ -38,6 +38,7 @@ DEEDS = {
     ),
     ("RAISE_VARARGS",): ("raises, as it is handed no tensor with values while tracing", "take that check out"),
 }
+WALKING = ("zip", "enumerate", "list", "tuple", "map", "iter", "sorted", "reversed")
 NUMBERS = ("int", "float", "bool", "complex", "round", "math.")
 
 
@@ -68,30 +69,32 @@ class Line:
         if self.is_check:
             return "checks a tensor's size or value", "take that check out"
         if self.instruction.startswith("CALL") and self.instruction not in LOOPS:
-            return _call(self.part), SIZES
+            return _call(self.part)
         unknown = ("needs what is known only when the network runs", "")
         does, instead = next((deed for names, deed in DEEDS.items() if self.instruction.startswith(names)), unknown)
         return does, instead or SIZES
 
 
-def _call(code: str) -> str:
-    """Return what a call does, by the name of what it calls."""
+def _call(code: str) -> tuple[str, str]:
+    """Return what a call does, by the name of what it calls, and the way out."""
     try:
         call = ast.parse(code.strip(), mode="eval").body
         callee = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
     except SyntaxError:
         callee = ""
     if callee in NUMBERS or callee.startswith("math."):
-        return "makes a number of a tensor's size or value"
+        return "makes a number of a tensor's size or value", SIZES
     if callee == "len":
-        return "takes the length of a tensor"
+        return "takes the length of a tensor", SIZES
     if callee == "range":
-        return "counts up to a tensor's size or value"
-    return f"calls {f'`{callee}`' if callee else 'a function'} with what is known only when the network runs"
+        return "counts up to a tensor's size or value", SIZES
+    if callee in WALKING:
+        return DEEDS[tuple(LOOPS)]
+    return f"calls {f'`{callee}`' if callee else 'a function'} with what is known only when the network runs", SIZES
 
 
 def last_line(error: BaseException) -> Line | None:
-    """Return the innermost line outside torch, Python's library and this room that an error went through.
+    """Return the innermost line outside torch, Python's library and what traces that an error went through.
 
     >>> try:
     ...     raise ValueError
@@ -104,7 +107,7 @@ def last_line(error: BaseException) -> Line | None:
 
 
 def running_line() -> Line | None:
-    """Return the innermost line outside torch, Python's library and this room that is running."""
+    """Return the innermost line outside torch, Python's library and what traces that is running."""
     frame = next((f for f, _ in traceback.walk_stack(None) if not _is_foreign(f.f_code.co_filename)), None)
     return None if frame is None else _line(frame, frame.f_lineno, frame.f_lasti)
 
@@ -119,7 +122,7 @@ def _steps(error: BaseException) -> list[TracebackType]:
 
 def _is_foreign(file: str) -> bool:
     library = file.startswith(STANDARD) and "site-packages" not in file
-    return library or file.startswith((TORCH, ROOM, "<frozen "))
+    return library or file.startswith((TORCH, *ROOMS, "<frozen "))
 
 
 def _line(frame: FrameType, number: int, at: int) -> Line:

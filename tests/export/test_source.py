@@ -329,11 +329,12 @@ def within(module):
     [
         (
             within(Branching),
-            r"traceable by torch.fx .* but that of '1.0' \(Branching\) is not \(symbolically traced .*: take out",
+            r"traceable by torch.fx .* but that of '1.0' \(Branching\) is not, as its line "
+            r"`.*` \(.*test_source.*\) branches on .*: take out",
         ),
         (
             within(lambda: Pyramid(lambda a, b: b)),
-            r"but that of '1.0' \(Pyramid\) is not \(Proxy object cannot be iterated\): take out",
+            r"but that of '1.0' \(Pyramid\) is not, as its line `.*` \(.*\) loops over .*: take out",
         ),
         (within(Foreign), r"'1.0' \(Foreign\) calls test_source.twice: use torch operations"),
         (within(Caller), r"called with its 1 required arguments .* but '1.0.inner' gets 2: make the others"),

@@ -64,6 +64,10 @@ def walk(self: Trunk, x: Tensor) -> Any:
     return good(self, torch.cat([part * 2 for part in x.chunk(3, 1)], 1))
 
 
+def numbered(self: Trunk, x: Tensor) -> Any:
+    return good(self, torch.cat([part * i for i, part in enumerate(x.chunk(3, 1))], 1))
+
+
 def star(self: Trunk, x: Tensor) -> Any:
     return good(self, x.reshape(1, *x.shape[1:]))
 
@@ -121,6 +125,7 @@ FOLLOWED = [
     (branch_on_sizes, "if x.shape[2] > 16:", "branches on", SIZES),
     (while_on_sizes, "while x.size(2) > 16:", "branches on", SIZES),
     (walk, "for part in x.chunk(3, 1)", "loops over a tensor or its sizes", SIZES),
+    (numbered, "enumerate(x.chunk(3, 1))", "loops over a tensor or its sizes", SIZES),
     (star, "x.reshape(1, *x.shape[1:])", "loops over a tensor or its sizes", SIZES),
     (to_int, "kept = int(x.size(1) * 1.0)", "makes a number of a tensor's size or value", SIZES),
     (length, "len(x)", "takes the length of a tensor", SIZES),
@@ -198,6 +203,18 @@ def test_a_module_that_needs_values_is_not_told_to_be_kept_whole() -> None:
     said = refusal(network)
     assert "in '0' (Signed) its line `return x if x.mean() > 0 else -x`" in said
     assert said.endswith(f": {VALUES}.")
+    with pytest.raises(SpaceError):
+        trace(network, SIZE, leaves=["0"])
+
+
+class Padded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(x.size(0), 3, 32, 32)
+
+
+def test_a_module_that_makes_tensors_of_its_own_is_not_told_to_be_kept_whole() -> None:
+    network = nn.Sequential(Padded(), Trunk())
+    assert refusal(network).endswith(": write sizes as numbers.")
     with pytest.raises(SpaceError):
         trace(network, SIZE, leaves=["0"])
 
