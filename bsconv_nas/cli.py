@@ -105,6 +105,12 @@ def _warn_of_slowness(experiment: Experiment, trials: int | None) -> None:
         print(f"warning: {said}", file=sys.stderr)
 
 
+def _say(said: str) -> None:
+    """Say what is known before a search begins."""
+    if said:
+        print(said, flush=True)
+
+
 def _note(said: str) -> None:
     """Say what a command goes on without, beside what is printed for scripts to read."""
     if said:
@@ -173,9 +179,7 @@ def search(
     if asked.asks_latency and asked.latency.table is None:
         print("warning: latencies are measured first, into latency/, unless they are there", file=sys.stderr)
     with Progress(_console(), asked) as progress:
-        done = runs.search(
-            asked, run, trials=trials, address=address, on_change=progress, on_check=lambda found: print(found.sentence)
-        )
+        done = runs.search(asked, run, trials=trials, address=address, on_change=progress, say=_say)
     print_run(_console(), done)
     _end(done)
 

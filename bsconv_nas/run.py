@@ -27,20 +27,20 @@ from bsconv_nas.search.inheritance import keep_weights, kept_base, read_base
 from bsconv_nas.search.known_base import check_base, keep_identity, read_identity, unchecked
 from bsconv_nas.search.latencies import keep_latencies, kept_latencies, measured_latencies, read_latencies
 from bsconv_nas.search.machines import device, joined
+from bsconv_nas.search.names import check_names
 from bsconv_nas.search.own_trial import own_trial
 from bsconv_nas.search.pick import pick
 from bsconv_nas.search.record import Note, Record, front
-from bsconv_nas.search.scheduler import scheduler
 from bsconv_nas.search.store import Store
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.table import Architecture
+from bsconv_nas.space.unvaried import why_no_operator
 from bsconv_nas.training.sources import shape
-from bsconv_nas.training.spec import DataSpec, locate
+from bsconv_nas.training.spec import DataSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bsconv_nas.check import Check
     from bsconv_nas.report.view import View
     from bsconv_nas.search.retrain import Pair
     from bsconv_nas.search.trial import Task
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "load_run", "resume", "retrain", "search"]
 
 OnChange = Callable[[Record], None]
-OnCheck = Callable[["Check"], None]
+Say = Callable[[str], None]
 
 
 def _ignore(told: object) -> None:
@@ -222,7 +222,7 @@ def search(
     trials: int | None = None,
     address: str | None = None,
     on_change: OnChange = _ignore,
-    on_check: OnCheck = _ignore,
+    say: Say = _ignore,
 ) -> Run:
     """Search as an experiment says and return the run.
 
@@ -232,57 +232,43 @@ def search(
         trials: instead of the experiment's.
         address: of a running Ray cluster (`auto` or `HOST:PORT`); None starts one here.
         on_change: called with the record after every event.
-        on_check: called with what the check of the space found, before anything is trained.
+        say: called with what to know of the space before anything is trained.
 
     Raises:
         BsconvNasError: whatever is wrong with the space, the budget, the data, the folder or the cluster; before
             anything is trained or written, where it can be known.
     """
     if trials is not None:
-        planned = experiment.search.model_copy(update={"trials": trials})
-        experiment = experiment.model_copy(update={"search": planned})
-    _check_names(experiment)
+        experiment = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": trials})})
+    check_names(experiment)
     Store.check_free(run)
     with joined(experiment.resources, address):
-        return _begin(experiment, run, address, on_change, on_check)
+        return _begin(experiment, run, address, on_change, say)
 
 
-def _begin(
-    experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange, on_check: OnCheck
-) -> Run:
+def _begin(experiment: Experiment, run: str | Path | None, address: str | None, on_change: OnChange, say: Say) -> Run:
     """Do what takes time: trace the space, load the data, check the space, make the folder, search."""
     images = experiment.images
     latencies = read_latencies(experiment)
     space = SearchSpace.load(experiment.space, *(shape(images) if images else ()))
+    say(why_no_operator(space.table.fixed, space.table.dimensions))
     space = space.with_latencies(latencies or measured_latencies(experiment, space))
     device(experiment.resources, address)
     space.feasible(Budget(**experiment.budget)).check()
     dataset = data.load(images)
     trained = read_base(experiment.train, space)
-    on_check(checked := space.check())
-    facts = {**environment(), **data.facts(dataset)}
+    say((checked := space.check()).sentence)
     assert isinstance(space.base, Base)  # a file's space has one
     known = partial(keep_identity, known=read_identity(space.base))
     kept = [known, partial(keep_weights, weights=trained), partial(keep_latencies, latencies=space.latencies)]
-    store = Store.create(run, experiment, {**space.to_json(), "check": checked.to_json()}, facts, kept)
+    proved, facts = {**space.to_json(), "check": checked.to_json()}, {**environment(), **data.facts(dataset)}
+    store = Store.create(run, experiment, proved, facts, kept)
     try:
         return _search(Run(store), dataset, None, address, on_change)
     except BaseException:
         if not store.record().trials:  # it could not start: nothing half-written
             shutil.rmtree(store.path)
         raise
-
-
-def _check_names(experiment: Experiment) -> None:
-    """Refuse at once what needs no torch of ours: who trains, who proposes, who stops, where the data lie."""
-    from bsconv_nas.search.samplers import sampler
-
-    search = experiment.search
-    scheduler(search.scheduler.name, search.scheduler.params, experiment.recipe.epochs)
-    if experiment.images is not None:
-        locate(experiment.images)
-    own_trial(search)
-    sampler(search.sampler.name, search.sampler.params)
 
 
 def resume(

@@ -23,6 +23,7 @@ from bsconv_nas.search.experiment import Experiment
 from bsconv_nas.search.record import Note, Objective, Record, State, Trial
 from bsconv_nas.search.status import Status, status
 from bsconv_nas.space.summary import Column, Summary
+from bsconv_nas.space.unvaried import why_no_operator
 
 if TYPE_CHECKING:
     from bsconv_nas.report.measure import Measure
@@ -47,7 +48,9 @@ def _table(*headers: str) -> RichTable:
 
 
 def print_summary(console: Console, name: str, input_size: tuple[int, ...], summary: Summary) -> None:
-    """Print a search space."""
+    """Print a search space, and first of all that no operator varies in it, where none does."""
+    if said := why_no_operator(summary.fixed, summary.dimensions):
+        console.print(said, markup=False, soft_wrap=True)
     size = "x".join(str(n) for n in input_size)
     networks = f"{summary.networks:,}" if summary.networks < 10**12 else f"{summary.networks:.3g}"
     console.print(f"[bold]{escape(name)}[/]: {networks} distinct networks for images of {size}")

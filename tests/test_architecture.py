@@ -48,7 +48,6 @@ TORCH = (
     "run",
     "card",
     "analyze",
-    "check",
 )
 TORCH += tuple(
     f"search.{name}"

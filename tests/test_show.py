@@ -172,7 +172,8 @@ def test_a_summary_has_bars_for_what_is_there() -> None:
     console, file = plain()
     show.print_summary(console, "x[1].toml", (3, 32, 32), Summary((), (), (), 10**13, columns))
     lines = file.getvalue().splitlines()
-    assert lines[0] == "x[1].toml: 1e+13 distinct networks for images of 3x32x32"
+    assert lines[0] == "No operator varies in this space: the base has no convolution."
+    assert lines[1] == "x[1].toml: 1e+13 distinct networks for images of 3x32x32"
     assert "costs of all networks, and of 331 drawn at random:" in lines
     start = lines.index("macs: from 1,000 (1 K) to 5,000 (5 K) MACs") + 1
     assert lines[start : start + 4] == [

@@ -48,7 +48,7 @@ class Stopwatch(fx.Interpreter):
 
     def __init__(self, module: nn.Module, clock: Callable[[], int], leaves: tuple[str, ...] = ()) -> None:
         graph, _ = symbolic_graph(module, leaves)
-        super().__init__(fx.GraphModule(module, graph))
+        super().__init__(module, graph=graph)
         self.times: dict[str, int] = {}
         self.keys: dict[str, list[str]] = {}
         self.labels = False  # whether a run notes the keys

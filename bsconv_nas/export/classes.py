@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -54,19 +55,27 @@ class ModuleClass:
 
     def call(self, name: str, module: nn.Module, children: Iterable[Call], path: str) -> Call:
         """Return the constructor call that rebuilds `module`, whose children are `children`."""
-        given = [Argument(_param(child), call) for child, call in zip(self.children, children, strict=True)]
+        given = [Argument(param, call) for param, call in zip(self._params(), children, strict=True)]
         kept = [Argument(key, _value(getattr(module, key), kind, f"{path}.{key}")) for key, kind in self.held]
         return Call(name, (*given, *kept))
+
+    def _params(self) -> list[str]:
+        """Return the constructor arguments of the children: their names, or what is made of one that is no name."""
+        taken = {"self", *(key for key, _ in self.held), *filter(is_name, self.children)}
+        made = (re.sub(r"\W", "_", f"child_{child}") for child in self.children)
+        return [
+            child if is_name(child) else unique(name, taken) for child, name in zip(self.children, made, strict=True)
+        ]
 
     def _init(self) -> Iterator[str]:
         if not self.children and not self.held:
             return
-        params = ["self", *map(_param, self.children), *(key for key, _ in self.held)]
+        params = ["self", *self._params(), *(key for key, _ in self.held)]
         yield from signature("def __init__", params, ":", 1)
         yield "        super().__init__()"
-        for child in self.children:
-            plain = f"self.{child} = {child}"
-            yield f"        {plain if is_name(child) else f'self.add_module({literal(child)}, {_param(child)})'}"
+        for child, param in zip(self.children, self._params(), strict=True):
+            plain = f"self.{child} = {param}"
+            yield f"        {plain if is_name(child) else f'self.add_module({literal(child)}, {param})'}"
         for key, kind in self.held:
             yield f"        {REGISTER[kind].format(key)}"
 
@@ -120,10 +129,6 @@ def name_classes(classes: Iterable[ModuleClass], taken: set[str]) -> dict[Module
         suffix = "With" + extra[0].title().replace("_", "") if len(extra) == 1 and is_name(extra[0]) else ""
         names[cls] = unique(cls.base + suffix, taken, "")
     return names
-
-
-def _param(child: str) -> str:
-    return child if is_name(child) else f"child_{child}"
 
 
 def _value(value: object, kind: str, path: str) -> Call | Literal:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from bsconv_nas.errors import ExportError, first_line
+from bsconv_nas.errors import ExportError
+from bsconv_nas.space.trace_words import last_line
 
 __all__ = ["trace"]
 
@@ -72,10 +73,11 @@ def _graph(module: nn.Module, path: str) -> fx.Graph:
     try:
         return _Tracer().trace(module)
     except UNTRACEABLE as error:
-        reason = first_line(error).partition(". ")[0]
+        line = last_line(error)
+        does = f"{line} {line.deed()[0]}" if line else "it needs what is known only when the network runs"
         raise ExportError(
             f"A forward must be traceable by torch.fx to become source, but that of {path or 'the network'!r} "
-            f"({type(module).__name__}) is not ({reason}): take out what depends on its input's values or type."
+            f"({type(module).__name__}) is not, as {does}: take out what depends on its input's values or type."
         ) from error
 
 

@@ -19,6 +19,7 @@ from bsconv_nas.space.graph import Fixed, Graph, Node
 from bsconv_nas.space.places import Place
 from bsconv_nas.space.table import Dimension, Kind, Table, Value
 from bsconv_nas.space.unpaired import why_unpaired
+from bsconv_nas.space.unvaried import check_asked, why_nothing
 
 __all__ = ["make_table", "scaled_channels"]
 
@@ -50,28 +51,11 @@ def make_table(graph: Graph, choices: Choices) -> Table:
     _check_multipliers(graph, choices)
     kinds = (made.depths, made.widths, made.expansions, made.kernels, made.operators, made.forms)
     dimensions = tuple(chain.from_iterable(make() for make in kinds))  # also those of one option: more change no key
+    fixed = (*graph.fixed, *made.fixed)
     if not any(len(d.options) > 1 for d in dimensions):
-        raise SpaceError(f"A search space must leave something to choose, but {_why_nothing(graph, dimensions)}.")
-    return Table(graph, dimensions, (*graph.fixed, *made.fixed, *_in_vain(choices, dimensions)))
-
-
-def _in_vain(choices: Choices, dimensions: Sequence[Dimension]) -> Iterator[Fixed]:
-    """Name what was asked for everywhere and is nowhere."""
-    asked = {
-        "kernel": (choices.kernels, "no kernel of this base that may vary is square, odd and padded evenly"),
-        "expand": (choices.expansions, "no inverted residual of this base expands channels of its own"),
-        "block": ("blocks" in choices.model_fields_set, "this base has no inverted residuals"),
-    }
-    found = {dimension.name.partition(".")[0] for dimension in dimensions}
-    return (Fixed(f"{kind}.*", why) for kind, (wanted, why) in asked.items() if wanted and kind not in found)
-
-
-def _why_nothing(graph: Graph, dimensions: Sequence[Dimension]) -> str:
-    if dimensions:
-        return "every dimension has one option: add some"
-    reasons = Counter(entry.reason for entry in graph.fixed).most_common(3)
-    shown = ", ".join(f"{reason!r} ({count})" for reason, count in reasons)
-    return f"all of this base is fixed, mostly as it {shown}: take another base, or give the network other layers"
+        raise SpaceError(f"A search space must leave something to choose, but {why_nothing(fixed, dimensions)}.")
+    check_asked(choices, dimensions)
+    return Table(graph, dimensions, fixed)
 
 
 def _stages(graph: Graph) -> list[str]:

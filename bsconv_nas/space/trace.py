@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bsconv_nas.errors import SpaceError, first_line, suggest
+from bsconv_nas.errors import SpaceError, suggest
 from bsconv_nas.space.base import LARGEST
 from bsconv_nas.space.graph import Block, Fixed, Graph, Group, Node
 from bsconv_nas.space.places import Place
 from bsconv_nas.space.trace_activations import with_own_activations
 from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_paths
-from bsconv_nas.space.trace_failures import check_shapes, explained
+from bsconv_nas.space.trace_failures import check_shapes, explained, uncopied, without_batch
 from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
@@ -65,9 +65,11 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     image = torch.empty(1, *input_size, dtype=torch.float32, device="meta")
     recorder, result = _recorded(module, meta, leaves, image)
     if not isinstance(result, torch.Tensor) or result.dim() != 2:
+        taken = without_batch(meta, image) if isinstance(result, torch.Tensor) and result.dim() < 2 else ""
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must return logits of shape (N, classes) for a batch of shape "
-            f"{tuple(image.shape)}, but returned {_shape_or_type(result)}: flatten and classify, or wrap the network."
+            f"{tuple(image.shape)}, but returned {_shape_or_type(result)}"
+            f"{f', {taken}' if taken else ': flatten and classify, or wrap the network'}."
         )
     if recorder.unread or reads_training(type(module)):  # training may compute something else
         training, answer = _recorded(module, meta, leaves, image, recorder)
@@ -101,7 +103,7 @@ def _recorded(
     training = other is not None
     try:
         graph, uses = symbolic_graph(meta, leaves, training)
-        recorder = Recorder(fx.GraphModule(meta, graph), meta, uses, other)
+        recorder = Recorder(meta, graph, uses, other)
         with torch.no_grad():
             return recorder, recorder.run(image)
     except Exception as error:  # whatever the user's forward raises
@@ -136,11 +138,7 @@ def _without_values(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, empty)
     except Exception as error:  # whatever the user's module raises when it is copied
-        name, reason = type(module).__name__, first_line(error).partition(". ")[0]
-        raise SpaceError(
-            f"A base must be copied by copy.deepcopy, but {name!r} cannot: {reason}; "
-            "hold locks, files and computed tensors outside, and weights in torch.nn.utils.parametrizations."
-        ) from None
+        raise uncopied(module, empty) from error
 
 
 def _shape_or_type(result: Any) -> str:

@@ -11,6 +11,7 @@ import copy
 import importlib
 import inspect
 import itertools
+import keyword
 import linecache
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ def with_own_activations(root: nn.Module) -> nn.Module:
     What is computed and the keys of the state dict stay. `root` is changed in place; a module whose forward is
     rewritten keeps its attributes and methods, in a class that derives from its own. A forward stays as it is if it
     cannot be traced on its own, computes something else in training, makes a tensor of its own or takes more than one
-    tensor, and if the module has hooks, which may do anything.
+    tensor, if the module has hooks, which may do anything, and if it calls a child that is named like a keyword of
+    Python, for which torch.fx writes no code.
 
     >>> import torch.nn.functional as F
     >>> class Pair(nn.Module):
@@ -140,7 +142,8 @@ def _graph(owner: nn.Module) -> fx.Graph | None:
             return None
     same = len({graph.python_code("self").src for graph in graphs}) == 1
     computes = any(n.op == "get_attr" and "_tensor_constant" in str(n.target) for n in graphs[0].nodes)
-    return graphs[0] if same and not computes else None
+    unnamed = any(keyword.iskeyword(part) for n in graphs[0].nodes for part in str(n.target).split("."))
+    return graphs[0] if same and not computes and not unnamed else None
 
 
 def _calls(owner: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, nn.Module]]:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import copy
+import time
 import traceback
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from bsconv_nas.errors import SpaceError, first_line
+from bsconv_nas.space.trace_words import Line, Untraceable, last_line, running_line
 
-__all__ = ["TORCH", "MixedTypes", "check_shapes", "check_types", "explained", "place", "raised"]
+__all__ = ["MixedTypes", "check_shapes", "check_types", "explained", "raised", "uncopied", "without_batch"]
 
-TORCH = str(Path(torch.__file__).parent)
+Size = tuple[int, int, int]
+# What is tried where a forward fails: the sizes of common data sets [pixels], for this long, on networks of so many
+# parameters.
+PIXELS = (28, 32, 64, 96, 128, 224, 256, 299)
+CHANNELS = (1, 3, 4)
+SECONDS = 20
+LARGEST_TRIED = 300_000_000
+OLD_NORMS = (WeightNorm, SpectralNorm)
+TABLES = {"_parameters", "_buffers", "_modules"}
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 TYPED = (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, *NORMS)  # they take values of their weights' type alone
 SHORT_FLOATS = (torch.float16, torch.bfloat16)
@@ -22,13 +35,6 @@ SHORT_FLOATS = (torch.float16, torch.bfloat16)
 
 class MixedTypes(Exception):
     """A layer meets values of another type than its weights, which the meta device lets pass."""
-
-
-def place(error: Exception, besides: str = __file__) -> str:
-    """Return the innermost `file:line` outside torch that an error went through, or "" if there is none."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(TORCH) and frame.filename != besides]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def check_shapes(module: nn.Module) -> None:
@@ -68,35 +74,161 @@ def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool,
             "network's float(), and let its forward and its buffers keep to float32."
         )
     batch = torch.ones(1 + training, *image.shape[1:], dtype=image.dtype)
-    if wrong := _raised(_with_values(copy.deepcopy(module)).train(training), batch):
-        shape = f"{tuple(batch.shape)}{' in training' if training else ''}"
-        return SpaceError(
-            f"The forward of {name} must accept a batch of shape {shape}, but: {wrong}; mend it, or set "
-            "base.input_size (data.channels and data.resolution in an experiment) or the base's own arguments."
-        )
+    real = _with_values(copy.deepcopy(module))
+    if (wrong := _raised(real.train(training), batch)) is not None:
+        return _fails(name, real, batch, training, wrong)
+    without_values = _raised(copy.deepcopy(meta).train(training), image)
+    with torch.device("meta"):  # so that what the forward makes is no obstacle
+        needs_values = _raised(copy.deepcopy(meta).train(training), image) is not None
+    if isinstance(error, Untraceable):
+        return error.but(needs_values, keeps=without_values is None)
     if isinstance(error, SpaceError):
         return error
-    reason = _raised(copy.deepcopy(meta).train(training), image) or first_line(error)
+    law = f"The forward of {name} must run on torch's meta device, where tensors have no values, but"
+    if without_values is None:
+        return SpaceError(f"{law} what torch.fx traces of it does not ({first_line(error)}): use other operations.")
+    line = last_line(without_values) or "it"
+    if not needs_values:
+        return SpaceError(
+            f"{law} {line} computes with a tensor that the forward makes, which is no buffer: make it in __init__, by "
+            "register_buffer."
+        )
+    if held := _held(module, copy.deepcopy(meta).train(training), image):
+        return SpaceError(f"{law} {line} computes with {held!r}, which is no buffer: register it by register_buffer.")
+    return SpaceError(f"{law} {line} needs values ({first_line(without_values)}): take out what depends on them.")
+
+
+def uncopied(module: nn.Module, given: dict[int, object]) -> SpaceError:
+    """Return why a network cannot be copied, where the copies of its weights and buffers are `given`."""
+    for path, inner in module.named_modules():
+        if any(isinstance(hook, OLD_NORMS) for hook in inner._forward_pre_hooks.values()):
+            return SpaceError(
+                f"A base must be copied by copy.deepcopy, but the weight of {path!r} ({type(inner).__name__}) is no "
+                "parameter, as the older weight_norm or spectral_norm computes it: take that of "
+                "torch.nn.utils.parametrizations."
+            )
+    name = type(module).__name__
+    for path, inner in module.named_modules():
+        for key, value in vars(inner).items():
+            if key not in TABLES and not _copies(value, given):
+                held = f"holds {f'{path}.{key}'.strip('.')!r}"
+                if isinstance(value, Tensor):
+                    return SpaceError(
+                        f"A base must be copied by copy.deepcopy, but {name!r} {held}, which is computed from weights: "
+                        "compute it in the forward."
+                    )
+                return SpaceError(
+                    f"A base must be copied by copy.deepcopy, but {name!r} {held}, a {type(value).__name__} that has "
+                    "no copy: hold locks, files and the like outside the network."
+                )
+    return SpaceError(f"A base must be copied by copy.deepcopy, but {name!r} cannot: let its __deepcopy__ return one.")
+
+
+def _copies(value: object, given: dict[int, object]) -> bool:
+    try:
+        copy.deepcopy(value, dict(given))
+    except Exception:  # whatever the user's object raises when it is copied
+        return False
+    return True
+
+
+class _Axes(TorchFunctionMode):
+    """Notes in a run with one image what first takes the axis of the batch away, and in which line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: tuple[str, Line | None] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what a function computes."""
+        answer = func(*args, **(kwargs or {}))
+        read = args[0] if args else None
+        if isinstance(answer, Tensor) and isinstance(read, Tensor) and not isinstance(read, nn.Parameter):
+            fewer = read.shape[:1] == (1,) and answer.shape[:1] != (1,) and 0 < answer.ndim < read.ndim
+            self.taken = self.taken or ((func.__name__, running_line()) if fewer else None)
+        return answer
+
+
+def without_batch(module: nn.Module, image: Tensor) -> str:
+    """Return what takes the axis of the batch away where one image is handed over, and a way out, or ""."""
+    with _Axes() as axes:
+        _raised(copy.deepcopy(module), image)
+    if axes.taken is None:
+        return ""
+    name, line = axes.taken
+    way_out = "flatten(1), or squeeze((2, 3)) for the axes of the image" if name == "squeeze" else "flatten(1), say"
+    return f"as {line or 'it'} takes the axis of the batch away by {name}: keep that axis, by {way_out}"
+
+
+def _fails(name: str, module: nn.Module, batch: Tensor, training: bool, wrong: Exception) -> SpaceError:
+    """Return the refusal of a forward that raised `wrong`; it advises another size only where one runs."""
+    shape, given = f"{tuple(batch.shape)}{' in training' if training else ''}", (*batch.shape[1:],)
+    assert len(given) == 3
+    sentence = f"The forward of {name} must accept a batch of shape {shape}, but: {raised(module, wrong)}"
+    if not training and _runs(module, given, batch=2):
+        return SpaceError(f"{sentence}; it accepts two images, so let no squeeze take the axis of the batch.")
+    size = _size_that_runs(module, given, training)
+    if size is None:
+        return SpaceError(f"{sentence}; mend the forward.")
+    own = "" if size[0] == batch.shape[1] else ", or the base's own arguments"
     return SpaceError(
-        f"The forward of {name} must run on torch's meta device, where tensors have no values, but: {reason}; take out "
-        "what depends on values, and register tensors as buffers."
+        f"{sentence}; it accepts images of {size}: set base.input_size = {list(size)} (data.channels and "
+        f"data.resolution in an experiment){own}."
     )
 
 
-def _raised(module: nn.Module, batch: Tensor) -> str:
-    """Return what calling a module raises, with the layer and the line where it does, or "" if it runs."""
+def _size_that_runs(module: nn.Module, given: Size, training: bool) -> Size | None:
+    """Return a size of images that a network takes, in training too if it was asked for, or None if none is found.
+
+    Large networks are not tried, and others for a while only.
+    """
+    if sum(p.numel() for p in module.parameters()) > LARGEST_TRIED:
+        return None
+    planes = [given[1:], *((n, n) for n in PIXELS)]
+    sizes = [(given[0], *plane) for plane in planes]
+    sizes += [(channels, *plane) for plane in planes for channels in CHANNELS]
+    end = time.monotonic() + SECONDS
+    tried = (size for size in dict.fromkeys(sizes) if size != given and time.monotonic() < end)
+    return next((size for size in tried if all(_runs(module, size, 1 + t, t) for t in {False, training})), None)
+
+
+def _runs(module: nn.Module, size: Size, batch: int = 1, training: bool = False) -> bool:
+    """Whether a network answers images of a size, and in evaluation with logits."""
+    answers: list[object] = []
+    failed = _raised(module.train(training), torch.ones(batch, *size), answers) is not None
+    return not failed and (training or getattr(answers[0], "ndim", 0) == 2)
+
+
+def _held(module: nn.Module, meta: nn.Module, image: Tensor) -> str:
+    """Return the path of a tensor that is no buffer where such tensors are all that keeps `meta` from running."""
+    paths = []
+    for path, inner in module.named_modules():
+        for name, value in vars(inner).items():
+            if isinstance(value, Tensor) and not value.is_meta:
+                paths.append(f"{path}.{name}".strip("."))
+                setattr(meta.get_submodule(path), name, value.to("meta"))
+    with torch.device("meta"):
+        return paths[0] if paths and _raised(meta, image) is None else ""
+
+
+def _raised(module: nn.Module, batch: Tensor, answers: list[object] | None = None) -> Exception | None:
+    """Return what calling a module raises, or None if it runs; then its answer is added to `answers`."""
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), batch.device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(batch.to(device))
+            answer = module(batch.to(device))
     except Exception as error:  # whatever the user's forward raises
-        return raised(module, error)
-    return ""
+        return error
+    if answers is not None:
+        answers.append(answer)
+    return None
 
 
 def raised(module: nn.Module, error: Exception) -> str:
-    """Return what calling a module raised, with the layer and the line where it did."""
-    at = ", ".join(filter(None, [_innermost(module, error), place(error)]))
+    """Return what an error says, with the layer and the line where it was raised; never nothing."""
+    line = last_line(error)
+    text = f"`{line.text}`" if line and line.text and not str(error).strip() else ""
+    at = ", ".join(filter(None, [_innermost(module, error), text, line.where if line else ""]))
     return f"{first_line(error)}{f' ({at})' if at else ''}"
 
 

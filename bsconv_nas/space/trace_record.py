@@ -45,9 +45,9 @@ class Recorder(fx.Interpreter):
     """
 
     def __init__(
-        self, module: fx.GraphModule, base: nn.Module, uses: Mapping[str, str], other: Recorder | None = None
+        self, base: nn.Module, graph: fx.Graph, uses: Mapping[str, str], other: Recorder | None = None
     ) -> None:
-        super().__init__(module)
+        super().__init__(base, graph=graph)  # no GraphModule: its code has no names for children such as "class"
         self.uses = uses
         self.variables: Variables = other.variables if other else Variables()
         self.layers: dict[str, tuple[int, int]] = other.layers if other else {}
@@ -57,7 +57,7 @@ class Recorder(fx.Interpreter):
         self.unread = {id(p): path for path, p in base.named_parameters()}
         self.read_in_training: set[int] = set()  # those of them that the other mode reads
         self._owners = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
-        self._read = {str(n.target).rpartition(".")[0] for n in module.graph.nodes if n.op == "get_attr"}
+        self._read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
         self._tuples: dict[fx.Node, list[Value]] = {}
         self._owed: dict[fx.Node, tuple[int, int]] = {}  # MACs and parameters of what answers with several tensors
         self._storages: dict[int, int] = {}

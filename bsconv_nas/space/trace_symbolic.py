@@ -19,9 +19,8 @@ from typing import Any
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from bsconv_nas.errors import SpaceError, first_line
-from bsconv_nas.space.trace_failures import TORCH, place
 from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
+from bsconv_nas.space.trace_words import TORCH, Untraceable
 
 __all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
 
@@ -136,15 +135,8 @@ def symbolic_graph(
         with in_mode(module, training):
             return tracer.trace(module), tracer.uses
     except Exception as error:  # whatever the user's forward raises under symbolic tracing
-        mode = " in training" if training else ""
-        kind, at = type(module.get_submodule(tracer.failed)).__name__, place(error, __file__)
-        inside = f" in {tracer.failed!r} ({kind})" if tracer.failed else ""
-        reason = first_line(error).partition(". ")[0]  # torch.fx says more
-        keep = f", or keep it whole by base.leaves = [{tracer.failed!r}]" if tracer.failed else ""
-        raise SpaceError(
-            f"The forward of {type(module).__name__!r} must be traceable by torch.fx{mode}, but{inside}: "
-            f"{reason}; {f'see {at}; ' if at else ''}move such code into a module of its own{keep}."
-        ) from error
+        mode, kind = " in training" if training else "", type(module.get_submodule(tracer.failed)).__name__
+        raise Untraceable(type(module).__name__, mode, tracer.failed, kind, error) from error
 
 
 @contextmanager

@@ -163,3 +163,19 @@ def test_a_search_from_the_command_line_when_piped(place: Path) -> None:
     run = nas.load_run("runs/tiny-1")
     assert run.experiment.search.seed == 5
     assert run.experiment.search.trials == 3
+
+
+def test_a_space_without_operators_says_so_first(place: Path, bsconv_nas: Callable[[str], Done]) -> None:
+    """Here of the one that is shown, and of a search that is refused behind that for its budget."""
+    text = Path("spaces/resnet8.toml").read_text()
+    Path("spaces/resnet8.toml").write_text(text + 'operators = ["regular"]')
+    said = "No operator varies in this space: every convolution that may vary has one option, such as conv."
+    assert bsconv_nas("space show spaces/resnet8.toml").out.startswith(said)
+    note, error = bsconv_nas("search experiments/tiny.toml --run runs/new --set budget.macs=1").err.splitlines()
+    assert note.startswith(f"note: {said}")
+    assert error.startswith("error: ")
+
+
+def test_a_space_with_operators_says_nothing_first(place: Path, bsconv_nas: Callable[[str], Done]) -> None:
+    (error,) = bsconv_nas("search experiments/tiny.toml --run runs/new --set budget.macs=1").err.splitlines()
+    assert error.startswith("error: ")

@@ -171,7 +171,7 @@ TABLE = [
         "space show spaces/resnet8.toml",
         base("mine:Typo"),
         "The forward of 'Typo' must accept a batch of shape (1, 3, 32, 32), but: 'Typo' object has no attribute "
-        "'convolution' (.../mine.py:...); mend it, or set ...",
+        "'convolution' (.../mine.py:...); mend the forward.",
     ),
     Row(
         "space show spaces/resnet8.toml",
@@ -193,7 +193,8 @@ TABLE = [
     Row(
         SEARCH,
         base("mine:Branching"),
-        "The forward of 'Branching' must be traceable by torch.fx, but: ...",
+        "The forward of 'Branching' must be traceable by torch.fx, but its line `...` (...) branches on "
+        "a tensor's size or value: take out what depends on the values of tensors.",
     ),
     Row(
         SEARCH,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from asked import asked_of
 from odd_networks import ODD
 from separable_networks import SEPARABLE, classifier, depthwise, inverted, pointwise, separable
 from torch import Tensor, nn
@@ -203,7 +204,8 @@ def test_statistics_are_means_over_the_batches() -> None:
 
 @pytest.mark.parametrize("factory", [models.mobilenet_v3_small, models.squeezenet1_1, models.shufflenet_v2_x0_5])
 def test_every_architecture_of_a_space_inherits_finite_weights(factory: Callable[..., nn.Module]) -> None:
-    choices = {"kernels": [3, 5], "expansions": [2, 6], "widths": [0.5, 1.0, 1.25]}
+    graph = trace(factory(num_classes=5), (3, 64, 64))
+    choices = asked_of(graph, {"kernels": [3, 5], "expansions": [2, 6], "widths": [0.5, 1.0, 1.25]})
     space = nas.SearchSpace.from_module(factory, input_size=(3, 64, 64), num_classes=5, **choices)
     base = factory(num_classes=5).eval()
     for architecture in space.sample(3):

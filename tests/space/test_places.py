@@ -1,11 +1,13 @@
 """Runs of layers as one place: what is found, what its options build, and that their costs are exact."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from asked import asked_of
 from interpreter import macs, parameters, peak_memory
 from separable_networks import SEPARABLE, classifier, depthwise, inverted, pointwise, separable
 from torch import Tensor, nn
@@ -26,9 +28,17 @@ SIZE = (3, 12, 10)
 OPERATORS = ("dsc", "regular", "bsconv_u", "bsconv_u:r=2", "bsconv_s:p=1/2", "dsc:inner=none")
 
 
+GIVEN = {"operators": OPERATORS, "widths": (0.5, 1.0, 1.5), "divisor": 2, "width_scope": "layer"}
+
+
 def table_of(base: nn.Module, size: tuple[int, int, int] = SIZE, **choices: object) -> Table:
-    given = {"operators": OPERATORS, "widths": (0.5, 1.0, 1.5), "divisor": 2, "width_scope": "layer", **choices}
-    return make_table(trace(base, size), Choices.model_validate(given))
+    return make_table(trace(base, size), Choices.model_validate({**GIVEN, **choices}))
+
+
+def fitting(base: nn.Module, **choices: object) -> Table:
+    """Return the table of what a base has a use for."""
+    graph = trace(base, SIZE)
+    return make_table(graph, Choices.model_validate(asked_of(graph, {**GIVEN, **choices})))
 
 
 def roles(table: Table) -> dict[str, str]:
@@ -88,7 +98,7 @@ def test_what_is_no_pair_is_named() -> None:
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_costs_are_those_of_the_built_network(name: str) -> None:
     base = SEPARABLE[name]()
-    table = table_of(base, kernels=(3, 5, 1), expansions=(2, 3, 6), scope="layer")
+    table = fitting(base, kernels=(3, 5, 1), expansions=(2, 3, 6), scope="layer")
     population = np.random.default_rng(0).integers(0, table.sizes, size=(12, len(table.sizes)))
     costs = CostModel(table).costs(population)
     for i, architecture in enumerate(table.architectures(population)):
@@ -100,7 +110,7 @@ def test_costs_are_those_of_the_built_network(name: str) -> None:
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_every_shape_trains(name: str) -> None:
     base = SEPARABLE[name]()
-    table = table_of(base, kernels=(3, 5), expansions=(2, 6))
+    table = fitting(base, kernels=(3, 5), expansions=(2, 6))
     population = np.random.default_rng(1).integers(0, table.sizes, size=(3, len(table.sizes)))
     for architecture in table.architectures(population):
         module = seeded_build(base, table, architecture, seed=0)
@@ -111,7 +121,7 @@ def test_every_shape_trains(name: str) -> None:
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_the_base_s_architecture_with_the_base_s_weights_computes_what_the_base_does(name: str) -> None:
     base = SEPARABLE[name]().eval()
-    table = table_of(base, kernels=(3, 5), expansions=(2, 3, 4))
+    table = fitting(base, kernels=(3, 5), expansions=(2, 3, 4))
     module = seeded_build(base, table, table.from_values({**table.describe(table.base), **_own_ratios(table)}), seed=0)
     module.load_state_dict(base.state_dict())
     x = torch.randn(2, *SIZE)
@@ -187,7 +197,10 @@ def test_kernels_that_cannot_keep_the_size_stay() -> None:
     base = classifier(
         nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 2, padding=1), nn.Conv2d(8, 8, (3, 1), padding=(1, 0)), channels=8
     )
-    assert not [name for name in table_of(base, kernels=(3, 5)).names if name.startswith("kernel.")]
+    with pytest.raises(SpaceError, match=r"^kernels = \[3, 5\] needs convolutions that may vary with a square, odd ke"):
+        table_of(base, kernels=(3, 5))
+    with pytest.raises(SpaceError, match="whose kernels can vary, but matches none"):
+        table_of(base, overrides=[{"pattern": "1", "kernels": (3, 5)}])
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("reflect", (3,)), ("circular", (3, 5)), ("zeros", (3, 5, 7))])
@@ -253,13 +266,30 @@ def test_a_pattern_that_matches_what_is_fixed_alone_is_refused(pattern: str, key
         table_of(inverted(), overrides=[{"pattern": pattern, key: value}])
 
 
-def test_what_was_asked_for_in_vain_is_named() -> None:
-    asked = {"kernels": (3, 5), "expansions": (2, 4), "blocks": ("mbconv", "fused"), "widths": (0.5, 1)}
+ASKED = {"kernels": (3, 5), "expansions": (2, 4), "blocks": ("mbconv", "fused"), "widths": (0.5, 1)}
+
+
+@pytest.mark.parametrize("key", ["kernels", "expansions", "blocks"])
+def test_what_is_asked_for_in_vain_is_refused(key: str) -> None:
     plain = classifier(nn.Conv2d(8, 8, (1, 3)), nn.ReLU(), channels=8)
-    found = {entry.name: entry.reason for entry in table_of(plain, **asked).fixed}
-    assert {"kernel.*", "expand.*", "block.*"} <= found.keys()
-    assert not any(entry.name.endswith(".*") for entry in table_of(inverted(), **asked).fixed)
-    assert not any(entry.name.endswith(".*") for entry in table_of(plain, widths=(0.5, 1)).fixed)
+    with pytest.raises(SpaceError, match=rf"^{key} = \[.*\] needs .*, but this base has none: leave {key} out\.$"):
+        table_of(plain, **{key: ASKED[key]})
+    assert table_of(plain).names, "as the sentence advises"
+    assert table_of(inverted(), **ASKED).names
+
+
+def test_widths_that_touch_nothing_are_refused_where_they_ask_for_something() -> None:
+    graph = trace(classifier(nn.Conv2d(8, 8, 3), channels=8), SIZE)
+    graph = dataclasses.replace(
+        graph, groups=tuple(dataclasses.replace(g, reason=g.reason or "x") for g in graph.groups)
+    )
+    choices = {"operators": OPERATORS, "stem": True}
+    for widths in ({}, {"widths": (1.0,)}):
+        assert make_table(graph, Choices.model_validate({**choices, **widths})).names
+    with pytest.raises(
+        SpaceError, match=r"^widths = \[0\.5, 1\.0\] needs widths that may vary, but this base has none"
+    ):
+        make_table(graph, Choices.model_validate({**choices, "widths": (0.5, 1.0)}))
 
 
 def test_no_place_of_mobilenet_v2_is_left_out() -> None:
@@ -318,7 +348,9 @@ def test_a_norm_may_hold_the_activation_and_identities_do_not_count() -> None:
 
 def test_why_nothing_varies_is_said() -> None:
     base = nn.Sequential(nn.Conv2d(3, 8, 1, groups=1), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(960, 5))
-    with pytest.raises(SpaceError, match=r"all of this base is fixed, mostly as it .*: take another base"):
+    with pytest.raises(
+        SpaceError, match=r"all of this base is fixed, such as conv\.0 \(1x1 kernel\), .*: take another base"
+    ):
         table_of(base)
 
 

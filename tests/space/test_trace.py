@@ -197,7 +197,7 @@ class TwoOutputs(nn.Module):
 
 
 def test_a_forward_that_cannot_be_traced_is_refused_with_its_line() -> None:
-    law = r"The forward of 'Branching' must be traceable by torch.fx, but: .*; see .*test_trace.py:\d+; move such code"
+    law = r"The forward of 'Branching' must be traceable by torch.fx, but its line `.*` \(.*test_trace.py:\d+\) b"
     with pytest.raises(SpaceError, match=law):
         trace(Branching(), (3, 8, 8))
 
@@ -213,7 +213,7 @@ def test_a_forward_that_cannot_be_traced_is_refused_with_its_line() -> None:
         (
             nn.Sequential(nn.Linear(3, 2)),
             (3, 8, 8),
-            r"accept a batch of shape \(1, 3, 8, 8\), but: .*; mend it, or set base.input_",
+            r"accept a batch of shape \(1, 3, 8, 8\), but: .* \(in the Linear '0'\); mend the forward\.$",
         ),
         (conv(3, 2), (3, 8, 8), r"must return logits of shape \(N, classes\) .* but returned \(1, 2, 8, 8\): flatten"),
         (TwoOutputs(), (3, 8, 8), r"must return logits of shape \(N, classes\) .* but returned tuple: flatten"),

@@ -46,13 +46,6 @@ class Shape(Plain):
         return self.good(self.inner(x))
 
 
-class Asserting(Plain):
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != 224:
-            raise AssertionError
-        return self.good(x)
-
-
 class Missing(Plain):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.good(x) * mask
@@ -79,19 +72,18 @@ class Holding(Plain):
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        (Attribute, r"\(1, 3, 8, 8\), but: 'Attribute' object has no attribute 'convolution' \([^ ]*:\d+\); mend it"),
-        (Name, r"\(1, 3, 8, 8\), but: name 'images' is not defined \([^ ]*:\d+\); mend it"),
-        (Shape, r"\(1, 3, 8, 8\), but: .* got 3 channels instead \(in the Conv2d 'inner.0', [^ ]*:\d+\); mend it"),
-        (Asserting, r"\(1, 3, 8, 8\), but: AssertionError \([^ ]*:\d+\); mend it"),
-        (Missing, r"\(1, 3, 8, 8\), but: .* missing 1 required positional argument: 'mask'; mend it"),
-        (Training, r"\(2, 3, 8, 8\) in training, but: .* no attribute 'noise' \([^ ]*:\d+\); mend it"),
-        (Holding, r"\(1, 3, 8, 8\), but: KeyError 'blue' \(in the Keyed 'inner.0', [^ ]*:\d+\); mend it"),
+        (Attribute, r"\(1, 3, 8, 8\), but: 'Attribute' object has no attribute 'convolution' \([^ ]*:\d+\)"),
+        (Name, r"\(1, 3, 8, 8\), but: name 'images' is not defined \([^ ]*:\d+\)"),
+        (Shape, r"\(1, 3, 8, 8\), but: .* got 3 channels instead \(in the Conv2d 'inner.0', [^ ]*:\d+\)"),
+        (Missing, r"\(1, 3, 8, 8\), but: .* missing 1 required positional argument: 'mask'"),
+        (Training, r"\(2, 3, 8, 8\) in training, but: .* no attribute 'noise' \([^ ]*:\d+\)"),
+        (Holding, r"\(1, 3, 8, 8\), but: KeyError 'blue' \(in the Keyed 'inner.0', [^ ]*:\d+\)"),
     ],
 )
 def test_a_forward_that_fails_when_called_is_said_to_fail(base: type[Plain], sentence: str, device: str) -> None:
     with torch.device(device):
         network = base()
-    law = rf"^The forward of '{base.__name__}' must accept a batch of shape {sentence}, or set base\.input_size "
+    law = rf"^The forward of '{base.__name__}' must accept a batch of shape {sentence}; mend the forward\.$"
     with pytest.raises(SpaceError, match=law) as refused:
         trace(network, SIZE)
     assert "\n" not in str(refused.value)
@@ -264,7 +256,7 @@ class Walking(Plain):
     ("base", "sentence"),
     [
         (Features, r"must return logits of shape \(N, classes\) for a batch of .*, but returned dict: flatten"),
-        (Walking, r"must be traceable by torch\.fx, but: Proxy object cannot be iterated; see [^ ]*:\d+; move such"),
+        (Walking, r"must be traceable by torch\.fx, but its line `return .*` \([^ ]*:\d+\) loops over a tensor or its"),
     ],
 )
 def test_a_refusal_is_one_sentence(base: type[Plain], sentence: str) -> None:
@@ -280,8 +272,8 @@ class Measuring(Plain):
 
 def test_a_forward_that_needs_values_is_said_to_run_but_not_without_them() -> None:
     law = (
-        r"^The forward of 'Measuring' must run on torch's meta device, where tensors have no values, but: "
-        r"Tensor.item\(\) cannot be called on meta tensors \(.*test_trace_failures\.py:\d+\); take out what depends"
+        r"^The forward of 'Measuring' must run on torch's meta device, where tensors have no values, but its "
+        r"line `return .*\.item\(\)\)` \(.*test_trace_failures\.py:\d+\) needs values \(.*\): take out what depends on"
     )
     with pytest.raises(SpaceError, match=law):
         trace(Measuring(), SIZE)
@@ -321,8 +313,11 @@ def lazy() -> nn.Module:
 @pytest.mark.parametrize(
     ("base", "sentence"),
     [
-        (Locked, r"must be copied by copy\.deepcopy, but 'Locked' cannot: cannot pickle .* object; hold locks"),
-        (Computed, r"must be copied by copy\.deepcopy, but 'Computed' cannot: Only Tensors created .*; hold locks"),
+        (Locked, r"must be copied by copy\.deepcopy, but 'Locked' holds 'lock', a lock that has no copy: hold locks"),
+        (
+            Computed,
+            r"must be copied by copy\.deepcopy, but 'Computed' holds 'scaled', which is computed from weights: c",
+        ),
         pytest.param(
             lazy,
             r"weights of a base must have shapes, but '0\.weight' of 'Sequential' is lazy: name its channels",

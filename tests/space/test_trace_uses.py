@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from separable_networks import classifier, depthwise, pointwise
-from test_places import SIZE, table_of
+from test_places import SIZE, fitting, table_of
 from torch import Tensor, nn
 
 from bsconv_nas.network.build import build
@@ -42,7 +42,7 @@ USES: dict[str, Callable[[nn.Conv2d, Tensor], Tensor]] = {
 
 def check_all_run(base: nn.Module, **choices: object) -> dict[str, str]:
     """Build networks of every option and call them; return what is fixed and why."""
-    table = table_of(base, kernels=(3, 5), **choices)
+    table = fitting(base, kernels=(3, 5), **choices)
     generator = torch.Generator().manual_seed(0)
     for step in range(max(table.sizes) * 4):
         draw = torch.randint(0, 1000, (len(table.sizes),), generator=generator) if step >= max(table.sizes) else step
