@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from asked import asked_of
 from small_spaces import small_resnet, traced
 
 from bsconv_nas.cost.latency import Correction, LatencyTable, Setting, Unit
 from bsconv_nas.cost.latency_units import kind_of, reachable
 from bsconv_nas.space.table import Table
+from bsconv_nas.space.trace import trace
 
 OPERATORS = ("regular", "dsc", "bsconv_u", "bsconv_u:r=2", "bsconv_s")
 
@@ -17,7 +19,9 @@ OPERATORS = ("regular", "dsc", "bsconv_u", "bsconv_u:r=2", "bsconv_s")
 @cache
 def spaced(factory: Callable[[], Any] = small_resnet, size: int = 8, scope: str = "layer") -> Table:
     widths = (0.5, 1.0, 2.0) if scope == "layer" else (0.5, 1.0)
-    return traced(factory, size, operators=OPERATORS, widths=widths, scope=scope)
+    graph = trace(factory(), (3, size, size))
+    asked = asked_of(graph, {"operators": OPERATORS, "widths": widths, "scope": scope})
+    return traced(factory, size, **asked)
 
 
 def made_up(table: Table, seed: int = 0) -> LatencyTable:
