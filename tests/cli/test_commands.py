@@ -171,9 +171,9 @@ def test_a_space_without_operators_says_so_first(place: Path, bsconv_nas: Callab
     Path("spaces/resnet8.toml").write_text(text + 'operators = ["regular"]')
     said = "No operator varies in this space: every convolution that may vary has one option, such as conv."
     assert bsconv_nas("space show spaces/resnet8.toml").out.startswith(said)
-    note, error = bsconv_nas("search experiments/tiny.toml --run runs/new --set budget.macs=1").err.splitlines()
-    assert note.startswith(f"note: {said}")
-    assert error.startswith("error: ")
+    done = bsconv_nas("search experiments/tiny.toml --run runs/new --set budget.macs=1")
+    assert done.out.startswith(said)
+    assert done.err.startswith("error: ")
 
 
 def test_a_space_with_operators_says_nothing_first(place: Path, bsconv_nas: Callable[[str], Done]) -> None:
