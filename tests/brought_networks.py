@@ -64,6 +64,32 @@ class InList(nn.Module):
         return self.head(self.last(x).mean((2, 3)))
 
 
+class InModuleList(InList):
+    """The same, as a refusal advises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.walk = nn.ModuleList(self.walk)
+        del self.conv0, self.conv1, self.conv2
+
+
+class OnlyInList(InList):
+    """Nothing but what the list holds could vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.head = nn.Identity(), nn.Linear(12, CLASSES)
+
+
+class Untraced(Plain):
+    """Refuses the tracing by which fvcore counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            raise NotImplementedError("no tracing here")
+        return super().forward(x)
+
+
 class BlocksInTable(nn.Module):
     """Residual blocks that the forward finds in a plain table of lists."""
 
@@ -254,6 +280,7 @@ KEPT = {
     "an argument with a default number": Brought(DefaultScale),
     "arguments with None and False": Brought(DefaultMask),
     "layers in a plain list": Brought(InList, ("conv.conv1: it is also held in walk",)),
+    "layers in a list of modules": Brought(InModuleList),
     "blocks in a plain table": Brought(BlocksInTable, ("depth.blocks.1: blocks.1 cannot be dropped: it is also held",)),
     "GRU": Brought(Gated, ("width.b.0: enters transpose",)),
     "LSTM": Brought(Remembering, ("width.b.0: enters transpose",)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, Plain
+from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, OnlyInList, Plain
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +59,13 @@ def test_what_is_brought_becomes_a_space_that_keeps_its_word(name: str) -> None:
         F.cross_entropy(model(torch.randn(4, *SIZE)), torch.arange(4)).backward()
         assert all(p.grad is not None for p in model.parameters())
         assert costs.macs == multiply_adds(model)
+
+
+def test_a_list_that_leaves_nothing_to_choose_is_named() -> None:
+    with pytest.raises(
+        SpaceError, match=r"conv0 \(it is also held in walk, .*: let walk be a torch.nn.ModuleList or Mod"
+    ):
+        space_of(Brought(OnlyInList))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -20,6 +20,7 @@ NEEDS = {
     "blocks": ("block", "inverted residuals that may vary"),
     "widths": ("width", "widths that may vary"),
 }
+HELD = re.compile(r"it is also held in (\S+), .*")
 READ = re.compile(r"its (\w+) is read by the forward")
 
 
@@ -85,6 +86,8 @@ def _such_as(fixed: Sequence[Fixed]) -> str:
 
 def _way_out(fixed: Sequence[Fixed]) -> str:
     for entry in fixed:
+        if held := HELD.fullmatch(entry.reason):
+            return f"let {held[1]} be a torch.nn.ModuleList or ModuleDict that alone holds them"
         if read := READ.fullmatch(entry.reason):
             layer = entry.name.removeprefix("conv.")
             return f"let the forward do without {layer}.{read[1]}, such as by flatten(1) or a number"

@@ -153,6 +153,7 @@ def test_a_search_from_the_command_line_when_piped(place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == ""
     lines = done.stdout.splitlines()
+    assert lines.pop(0).startswith("Checked ")
     assert lines[0] == "0/5 no result yet, front of 0"
     look = r"(\d)/5 best \d+\.\d+% at [\d.]+ K MACs, front of \d+(; front: .* MACs)?.*"
     looks = [found for line in lines if (found := re.fullmatch(look, line))]
