@@ -39,7 +39,7 @@ __all__ = ["Check", "check"]
 BATCH = 5  # images: no layer has so many of anything, so an extent of the batch in the code stands out
 PAIR = 2  # images to which the base answers, whatever its size
 FEW = 3  # networks that differ from the base wherever they can
-TRIES = 4  # of a training pass: what is dropped at random in one is there in another
+TRIES = 20  # of a training pass: what is dropped at random in one is there in another
 TOLERANCE = 1e-5
 # Networks of more multiply-adds an image, or parameters, run on the meta device: without values, in no time.
 REAL = {"macs": 2 * 10**9, "params": 2 * 10**7}
@@ -138,7 +138,7 @@ class _Network:
         self._costs = space.cost(architecture)
         self._name = f"Network {architecture.key} of this space"
         self._is_small = all(getattr(self._costs, column) <= most for column, most in REAL.items())
-        self.model = space.build(architecture) if self._is_small else _without_values(space, architecture)
+        self.model = space.build(architecture).cpu() if self._is_small else _without_values(space, architecture)
 
     def compare(self) -> Iterator[str]:
         """Refuse the first difference, and yield what could not be compared."""
@@ -200,18 +200,21 @@ class _Network:
         return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
 
     def _run_evaluation(self) -> None:
-        model, device = (self.model, "cpu") if self._is_small else (self._meta, "meta")
-        model.eval()
+        model = self.model if self._is_small else self._meta
         with torch.no_grad():
-            self._check_form(self._answer(model, device), "evaluation")
+            self._run(model.eval())
 
-    def _answer(self, model: nn.Module, device: str) -> Any:
-        """Return what a network answers to a batch, or refuse one that cannot."""
-        batch = torch.randn(BATCH, *self._space.input_size, device=device)
+    def _run(self, model: nn.Module) -> None:
+        """Let a network answer a batch, and learn from it in training; refuse one that cannot."""
+        mode = "training" if model.training else "evaluation"
         try:
-            return model(batch)
+            answer = model(torch.randn(BATCH, *self._space.input_size, device="cpu" if self._is_small else "meta"))
+            self._check_form(answer, mode)
+            if model.training:
+                (answer * torch.randn_like(answer)).sum().backward()
+        except SpaceError:
+            raise
         except Exception as error:  # whatever the user's forward raises
-            mode = "training" if model.training else "evaluation"
             raise SpaceError(
                 f"{self._name} must run in {mode} on {BATCH} images as the base does on one, but: "
                 f"{raised(model, error)}; the number of images must not be written down in the forward, nor layers be "
@@ -234,9 +237,7 @@ class _Network:
         unread = {fixed.name for fixed in self._space.table.graph.fixed if fixed.reason in UNREAD}
         for _ in range(TRIES):
             with StridedPointwiseGuard():
-                answer = self._answer(model, "cpu" if self._is_small else "meta")
-                self._check_form(answer, "training")
-                (answer * torch.randn_like(answer)).sum().backward()
+                self._run(model)
             left = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and n not in unread]
             if not left:
                 return
@@ -258,16 +259,7 @@ class _Network:
         except ExportError as error:
             yield f"the exported source ({str(error).rstrip('.')})"
             return
-        exported, generator = _loaded(source), torch.Generator().manual_seed(0)
-        x = images(self._space.input_size, generator)[:BATCH]
-        disturb(self.model, x, generator)
-        exported.load_state_dict(self.model.state_dict())
-        difference = _difference(exported.eval(), self.model.eval(), x)
-        if not difference <= TOLERANCE:
-            raise SpaceError(
-                f"{self._name} must answer like its exported source within {TOLERANCE:.0e}, but differs by "
-                f"{difference:.2g} of the largest output: see {_line(self.model)}."
-            )
+        yield from _compare_answers(_loaded(source), self.model, self._space.input_size, self._name, "exported source")
 
 
 def _without_values(space: SearchSpace, architecture: Architecture) -> nn.Module:
@@ -287,24 +279,40 @@ def _compare_base(space: SearchSpace) -> Iterator[str]:
     if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
         yield "the base's answers, as it is none of the space's networks"
         return
+    yield from _compare_answers(built.cpu(), base.cpu(), space.input_size, "The base", "build from the table")
+
+
+def _compare_answers(
+    other: nn.Module, model: nn.Module, size: tuple[int, int, int], name: str, what: str
+) -> Iterator[str]:
+    """Refuse what answers unlike a network that has the same weights, random ones; yield why that cannot be told."""
     generator = torch.Generator().manual_seed(0)
-    x = images(space.input_size, generator)[:PAIR]
-    disturb(base, x, generator)
-    built.load_state_dict(base.state_dict())
-    difference = _difference(built.eval(), base.eval(), x)
+    x = images(size, generator)[:PAIR]
+    try:
+        disturb(model, x, generator)
+        expected = [_answer(model, x) for _ in range(2)]
+        other.load_state_dict(model.state_dict())
+        found = _answer(other, x)
+    except Exception as error:  # whatever the user's forward raises, or the source's
+        raise SpaceError(
+            f"{name} must run as its {what} does, but: {raised(model, error)}; see {_line(model)}."
+        ) from None
+    if not torch.equal(*expected):  # values that are not finite are not equal either
+        yield f"answers, as those of {_line(model)} are not the same twice, or not finite, at random weights"
+        return
+    difference = float((found - expected[0]).abs().max() / expected[0].abs().max().clamp_min(1e-30))
     if not difference <= TOLERANCE:
         raise SpaceError(
-            f"The base must answer alike when it is built from the table, but differs by {difference:.2g} of the "
-            f"largest output, where {TOLERANCE:.0e} is allowed: see {_line(base)}; what is drawn at construction "
-            "belongs into a parameter or a persistent buffer."
+            f"{name} must answer as its {what} does within {TOLERANCE:.0e}, but differs by {difference:.2g} of the "
+            f"largest output: see {_line(model)}; what is drawn at construction belongs into a parameter or a "
+            "persistent buffer."
         )
 
 
-def _difference(one: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """Return the largest relative difference of two networks' answers."""
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        a, b = one(x), other(x)
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        answer: Tensor = model.eval()(x)
+        return answer
 
 
 def _loaded(source: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """Networks as people write them by hand, and what the product owes each: a space that keeps its word, or a reason."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -265,6 +266,62 @@ def pictures(spec: object) -> dict[str, object]:
     return {"train": (images.astype(np.uint8), np.arange(40) % CLASSES)}
 
 
+class Skipping(nn.Module):
+    """Residual blocks that are left out at random, each as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.head = unit(3, 8), unit(8, 12), nn.Linear(12, CLASSES)
+        self.blocks = nn.ModuleList(MayBeLeft() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+class MayBeLeft(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = unit(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and random.random() < 0.5:
+            return x
+        return x + self.conv(x)
+
+
+class Undefined(Plain):
+    """Answers with logarithms of what random weights make negative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log()
+
+
+class Noisy(Plain):
+    """Answers at random, in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(1, device=x.device)
+
+
+class Overwriting(Plain):
+    """Overwrites what the backward pass needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).mean((2, 3)).exp()
+        return self.head(x) + x.mul_(2).mean()
+
+
+class Frozen(Plain):
+    """Nothing can be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Brought:
     """A network, and what is owed: `fixed` are the beginnings of what `space show` must name as fixed."""
@@ -282,6 +339,8 @@ KEPT = {
     "layers in a plain list": Brought(InList, ("conv.conv1: it is also held in walk",)),
     "layers in a list of modules": Brought(InModuleList),
     "blocks in a plain table": Brought(BlocksInTable, ("depth.blocks.1: blocks.1 cannot be dropped: it is also held",)),
+    "blocks left out at random": Brought(Skipping, ("conv.blocks.0.conv.0: inside blocks.0",)),
+    "answers that are not finite": Brought(Undefined, unchecked=("not finite",)),
     "GRU": Brought(Gated, ("width.b.0: enters transpose",)),
     "LSTM": Brought(Remembering, ("width.b.0: enters transpose",)),
     "RNN": Brought(Elman, ("width.b.0: enters transpose",)),
@@ -298,5 +357,9 @@ BROKEN = {
         OneImage, refused=r"must run in evaluation on 5 images .*brought_networks.py:\d+.*must not be written down"
     ),
     "a gradient cut off": Brought(Detached, refused=r"'a\.0\.weight' \(Conv2d\) gets no gradient: see .*:\d+"),
-    "values drawn at construction": Brought(Drawn, refused=r"base must answer alike .* by .*brought_networks.py:\d+"),
+    "a value overwritten": Brought(Overwriting, refused=r"must run in training on 5 images .*, but: "),
+    "nothing to train": Brought(Frozen, refused=r"must run in training on 5 images .*, but: "),
+    "values drawn at construction": Brought(
+        Drawn, refused=r"base must answer as its build .* by .*brought_networks.py:\d+"
+    ),
 }

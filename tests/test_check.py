@@ -56,7 +56,10 @@ def test_what_is_brought_becomes_a_space_that_keeps_its_word(name: str) -> None:
     for architecture in space.sample(6, seed=1):
         model, costs = space.build(architecture, seed=0), space.cost(architecture)
         assert costs.params == sum(p.numel() for p in model.parameters())
-        F.cross_entropy(model(torch.randn(4, *SIZE)), torch.arange(4)).backward()
+        for _ in range(40):  # what one pass leaves out at random, another has
+            F.cross_entropy(model(torch.randn(4, *SIZE)), torch.arange(4)).backward()
+            if all(p.grad is not None for p in model.parameters()):
+                break
         assert all(p.grad is not None for p in model.parameters())
         assert costs.macs == multiply_adds(model)
 
@@ -101,7 +104,7 @@ def test_an_export_that_answers_otherwise_is_seen(monkeypatch: pytest.MonkeyPatc
     module_source = module.write_source
     monkeypatch.setattr(module, "write_source", edited)
     space = nas.SearchSpace.from_module(Plain, **CHOICES)
-    with pytest.raises(SpaceError, match="must answer like its exported source within 1e-05, but differs by"):
+    with pytest.raises(SpaceError, match="must answer as its exported source does within 1e-05, but differs by"):
         space.check()
 
 

@@ -229,7 +229,7 @@ def raised(module: nn.Module, error: Exception) -> str:
     line = last_line(error)
     text = f"`{line.text}`" if line and line.text and not str(error).strip() else ""
     at = ", ".join(filter(None, [_innermost(module, error), text, line.where if line else ""]))
-    return f"{first_line(error)}{f' ({at})' if at else ''}"
+    return f"{first_line(error).partition('. ')[0]}{f' ({at})' if at else ''}"
 
 
 def _with_values(module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -27,6 +30,7 @@ __all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 ROOM = str(Path(__file__).parent)
+SEEDS = 8
 REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
 
@@ -160,9 +164,26 @@ def _stays_whole(module: nn.Module) -> bool:
 
 
 def _is_same_in_training(module: nn.Module) -> bool:
-    """Whether a module makes the same calls in both modes, as one that passes its mode on to a dropout does."""
+    """Whether a module makes the same calls in both modes, as one that passes its mode on to a dropout does.
+
+    One that leaves something out at random is asked with several seeds.
+    """
     calls = _calls(module)
-    return calls is not None and calls == _calls(module, training=True)
+    return calls is not None and all(calls == _seeded_calls(module, seed) for seed in range(SEEDS))
+
+
+def _seeded_calls(module: nn.Module, seed: int) -> Calls | None:
+    """Return what a module calls in training, with the generators that it may ask seeded, and then as they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            return _calls(module, training=True)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def reads_training(kind: type[nn.Module]) -> bool:
