@@ -242,6 +242,13 @@ class OneImage(Plain):
         return self.head(self.features(x).mean((2, 3)).reshape(1, 12))
 
 
+class OneAnswer(Plain):
+    """Right for one image, and no error for more: their logits become one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(1, -1)
+
+
 class Detached(Plain):
     """One convolution cannot learn."""
 
@@ -355,6 +362,9 @@ BROKEN = {
     ),
     "the batch written down": Brought(
         OneImage, refused=r"must run in evaluation on 5 images .*brought_networks.py:\d+.*must not be written down"
+    ),
+    "the batch written down in the end": Brought(
+        OneAnswer, refused=r"logits of shape \(5, 4\) in evaluation, but returned \(1, 20\): see .*networks.py:\d+"
     ),
     "a gradient cut off": Brought(Detached, refused=r"'a\.0\.weight' \(Conv2d\) gets no gradient: see .*:\d+"),
     "a value overwritten": Brought(Overwriting, refused=r"must run in training on 5 images .*, but: "),

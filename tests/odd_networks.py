@@ -195,9 +195,11 @@ class Attention(Net):
 
     def __init__(self) -> None:
         super().__init__()
+        self.a, self.b = conv(8, 12), conv(12, 8)
         self.q, self.k, self.v = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), conv(8, 8)
 
     def body(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
         scores = torch.softmax(torch.bmm(self.q(x).flatten(2), self.k(x).flatten(2).transpose(1, 2)), -1)
         return torch.bmm(scores, self.v(x).flatten(2)).view_as(x)
 
@@ -378,7 +380,7 @@ ODD = {
     ),
     "rescaled": Odd(Rescaled, {}, ("conv.a", "width.stem")),
     "nested": Odd(Nested, {}, ("depth.stages", "conv.stages.0.0.conv1")),
-    "attention": Odd(Attention, {"bmm": "not counted", "width.q": "enters flatten"}, ("conv.v",)),
+    "attention": Odd(Attention, {"bmm": "not counted", "width.q": "enters flatten"}, ("conv.v", "width.a")),
     "unruled": Odd(Unruled, {"width.a": "enters norm", "width.b": "enters up"}, ("conv.a", "conv.c", "width.c")),
     "flat": Odd(
         Flat,
