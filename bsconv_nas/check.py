@@ -8,10 +8,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsconv_nas.errors import ExportError, SpaceError
+from bsconv_nas.errors import ExportError, SpaceError, described
 from bsconv_nas.export.probe import disturb, images
 from bsconv_nas.export.source import write_source
 from bsconv_nas.network.build import instantiate
@@ -29,6 +28,7 @@ from bsconv_nas.space.extremes import extremes
 from bsconv_nas.space.table import Architecture
 from bsconv_nas.space.trace_failures import raised
 from bsconv_nas.space.trace_record import multiply_adds
+from bsconv_nas.space.trace_seed import seeded
 from bsconv_nas.training.guard import StridedPointwiseGuard
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ __all__ = ["Check", "check"]
 
 BATCH = 5  # images: no layer has so many of anything, so an extent of the batch in the code stands out
 PAIR = 2  # images to which the base answers, whatever its size
-FEW = 3  # networks that differ from the base wherever they can
-TRIES = 20  # of a training pass: what is dropped at random in one is there in another
+FEW = 2  # networks that differ from the base wherever they can
+DRAWN = 3  # networks at random
+IDLE = 20  # training passes in which nothing learns that had not learnt before: what they left out, all do
 TOLERANCE = 1e-5
 # Networks of more multiply-adds an image, or parameters, run on the meta device: without values, in no time.
 REAL = {"macs": 2 * 10**9, "params": 2 * 10**7}
-UNREAD = ("its values are not read by the forward", "its values are read in training alone")
+UNREAD = "its values are not read by the forward"
 
 
 @dataclass(frozen=True)
@@ -102,32 +103,32 @@ def check(space: SearchSpace, seed: int = 0) -> Check:
 
 @contextmanager
 def _aside(seed: int) -> Iterator[None]:
-    """Leave this process's generator, threads and warnings as they are: networks warn when they are trained.
+    """Leave this process's generators, threads and warnings as they are: networks warn when they are trained.
 
     One thread is enough for five images, and as fast on a machine that has other work.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with seeded(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads)
 
 
 def _networks(space: SearchSpace, rng: np.random.Generator) -> list[Architecture]:
-    """Return the networks to compare, each once; some keep the base's depth, lest its last blocks be never there."""
+    """Return the networks to compare, each once; one keeps the base's depth, lest its last blocks be never there."""
     table = space.table
     base, sizes = np.array(table.base.indices, dtype=np.int64), table.sizes
     choices = np.maximum(sizes - 1, 1)
     shifts = rng.integers(choices)
     others = np.array([(base + 1 + (shifts + turn) % choices) % sizes for turn in range(FEW)])
     is_depth = [dimension.kind == "depth" for dimension in table.dimensions]
-    others[::2, is_depth] = base[is_depth]
-    rows = [base, *(row for ends in extremes(space.model) for row in ends[:1]), *others]
-    return list({a.key: a for a in table.architectures(np.array(rows))}.values())
+    others[0, is_depth] = base[is_depth]
+    ends = [row for rows in extremes(space.model) for row in rows[:1]]  # by multiply-adds
+    rows = np.array([base, *ends, *others, *rng.integers(sizes, size=(DRAWN, len(sizes)))])
+    return list({a.key: a for a in table.architectures(rows)}.values())
 
 
 class _Network:
@@ -141,17 +142,19 @@ class _Network:
         self.model = space.build(architecture).cpu() if self._is_small else _without_values(space, architecture)
 
     def compare(self) -> Iterator[str]:
-        """Refuse the first difference, and yield what could not be compared."""
+        """Refuse the first difference, and yield what could not be compared.
+
+        Each run has a copy of its own: a forward may keep what it computes.
+        """
         self._compare_parameters()
-        self._run_evaluation()
+        self._run(self._copy().eval())
         self._compare_macs()
-        self._run_training()
+        yield from self._run_training()
         yield from self._compare_export()
 
-    @cached_property
-    def _meta(self) -> nn.Module:
-        """The network without values."""
-        return copy.deepcopy(self.model).to("meta").eval()
+    def _copy(self, device: str = "") -> nn.Module:
+        copied = copy.deepcopy(self.model)
+        return copied.to(device) if device else copied
 
     def _row(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self._architecture.indices, dtype=np.int64)
@@ -168,19 +171,26 @@ class _Network:
         return sum(parameter.numel() for parameter in self.model.get_submodule(path).parameters())
 
     def _compare_macs(self) -> None:
-        images = torch.empty(BATCH, *self._space.input_size, device="meta")
+        """Refuse another count; what is computed once for a batch is counted for one image."""
+        for batch in (BATCH, 1):
+            flops = self._counted(batch)
+            done = multiply_adds(flops.get("Global", {}))
+            if done == batch * self._costs.macs:
+                return
+        name = type(self.model).__name__
+        where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})))
+        raise SpaceError(
+            f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
+            f"{done:,}{where}: see {_line(self.model)}, and keep what does it whole by base.leaves."
+        )
+
+    def _counted(self, batch: int) -> Mapping[str, Mapping[Any, int]]:
+        """Return torch's counts by the class and path of each module."""
+        model = self._copy("meta").eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self._meta(images)
-        flops = counter.get_flop_counts()
-        name = type(self._meta).__name__
-        done = multiply_adds(flops.get("Global", {}))
-        if done != BATCH * self._costs.macs:
-            where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})) // BATCH)
-            raise SpaceError(
-                f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
-                f"{done / BATCH:,.12g} in a batch of {BATCH}{where}: see {_line(self.model)}, and keep what does it "
-                "whole by base.leaves."
-            )
+            model(torch.empty(batch, *self._space.input_size, device="meta"))
+        flops: dict[str, dict[Any, int]] = counter.get_flop_counts()
+        return flops
 
     def _where(self, column: str, found: Any) -> str:
         """Return at which layer the table and the network differ first, if one layer's own difference shows it."""
@@ -199,27 +209,21 @@ class _Network:
     def _has(self, path: str) -> bool:
         return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
 
-    def _run_evaluation(self) -> None:
-        model = self.model if self._is_small else self._meta
-        with torch.no_grad():
-            self._run(model.eval())
-
-    def _run(self, model: nn.Module) -> None:
-        """Let a network answer a batch, and learn from it in training; refuse one that cannot."""
+    def _run(self, model: nn.Module) -> Tensor:
+        """Return a network's answer to a batch; refuse one that has none, or none of its form."""
         mode = "training" if model.training else "evaluation"
+        device = "cpu" if self._is_small else "meta"
         try:
-            answer = model(torch.randn(BATCH, *self._space.input_size, device="cpu" if self._is_small else "meta"))
-            self._check_form(answer, mode)
-            if model.training:
-                (answer * torch.randn_like(answer)).sum().backward()
-        except SpaceError:
-            raise
+            with torch.set_grad_enabled(model.training):
+                answer: Tensor = model(torch.randn(BATCH, *self._space.input_size, device=device))
         except Exception as error:  # whatever the user's forward raises
             raise SpaceError(
                 f"{self._name} must run in {mode} on {BATCH} images as the base does on one, but: "
                 f"{raised(model, error)}; the number of images must not be written down in the forward, nor layers be "
                 "called but by the attributes that hold them."
             ) from None
+        self._check_form(answer, mode)
+        return answer
 
     def _check_form(self, answer: Any, mode: str) -> None:
         expected = (BATCH, self._space.num_classes)
@@ -230,23 +234,47 @@ class _Network:
                 f"{found}: see {_line(self.model)}."
             )
 
-    def _run_training(self) -> None:
-        """Refuse a parameter that would not be trained."""
-        model = self.model if self._is_small else copy.deepcopy(self._meta)
-        model.train()
-        unread = {fixed.name for fixed in self._space.table.graph.fixed if fixed.reason in UNREAD}
-        for _ in range(TRIES):
-            with StridedPointwiseGuard():
-                self._run(model)
-            left = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and n not in unread]
-            if not left:
+    def _run_training(self) -> Iterator[str]:
+        """Refuse a parameter that would not be trained; yield why it cannot be told."""
+        model = self._copy().train()
+        left, idle = ["all of it"], 0
+        while left and idle < IDLE:
+            try:
+                with StridedPointwiseGuard():
+                    self._learn(model)
+            except SpaceError as error:
+                if self._is_small:
+                    raise
+                yield f"the training of large networks, which need values ({str(error).rstrip('.')})"
                 return
-        path = left[0].rpartition(".")[0]
-        raise SpaceError(
-            f"{self._name} must be trained whole, but {left[0]!r} ({type(model.get_submodule(path)).__name__}) gets no "
-            f"gradient: see {_line(self.model, path)}; call the layer by the attribute that holds it, or let its "
-            "parameters have requires_grad = False."
-        )
+            before, left = left, self._unlearned(model)
+            idle = idle + 1 if left == before else 0
+        if left:
+            path = left[0].rpartition(".")[0]
+            kind = type(model.get_submodule(path)).__name__
+            raise SpaceError(
+                f"{self._name} must be trained whole, but {left[0]!r} ({kind}) gets no gradient in {IDLE} passes: see "
+                f"{_line(self.model, path)}; call the layer by the attribute that holds it, or let its parameters have "
+                "requires_grad = False."
+            )
+
+    def _unlearned(self, model: nn.Module) -> list[str]:
+        """Return the parameters that shall be trained and have no gradient yet."""
+        unread = {fixed.name for fixed in self._space.table.graph.fixed if fixed.reason == UNREAD}
+        named = model.named_parameters()
+        return [name for name, p in named if p.requires_grad and p.grad is None and name not in unread]
+
+    def _learn(self, model: nn.Module) -> None:
+        answer = self._run(model)
+        if not answer.requires_grad:
+            raise SpaceError(f"{self._name} must have something to train, but all is frozen: see {_line(model)}.")
+        try:
+            (answer * torch.randn_like(answer)).sum().backward()
+        except Exception as error:  # such as a value that was overwritten
+            raise SpaceError(
+                f"{self._name} must be trainable, but its backward pass fails: {raised(model, error)}; see "
+                f"{_line(self.model)}, and overwrite nothing that it needs."
+            ) from None
 
     def _compare_export(self) -> Iterator[str]:
         """Refuse an exported source that answers otherwise; yield why there is none."""
@@ -255,11 +283,16 @@ class _Network:
             yield f"the exported source of networks of more than {most}"
             return
         try:
-            source = write_source(self.model, "", self._space.input_size)
+            exported = _loaded(write_source(self._copy(), "", self._space.input_size))
         except ExportError as error:
             yield f"the exported source ({str(error).rstrip('.')})"
             return
-        yield from _compare_answers(_loaded(source), self.model, self._space.input_size, self._name, "exported source")
+        except Exception as error:  # of code that was never seen before
+            yield f"the exported source ({described(error)})"
+            return
+        way_out = "let the forward keep to operations on tensors, without contexts such as torch.autocast"
+        law = f"{self._name} must answer as its exported source does"
+        yield from _compare_answers(exported, self._copy(), self._space.input_size, law, way_out)
 
 
 def _without_values(space: SearchSpace, architecture: Architecture) -> nn.Module:
@@ -279,11 +312,12 @@ def _compare_base(space: SearchSpace) -> Iterator[str]:
     if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
         yield "the base's answers, as it is none of the space's networks"
         return
-    yield from _compare_answers(built.cpu(), base.cpu(), space.input_size, "The base", "build from the table")
+    law, way_out = "The base must answer as its build from the table does", "draw nothing at construction but weights"
+    yield from _compare_answers(built.cpu(), base.cpu(), space.input_size, law, f"{way_out} and persistent buffers")
 
 
 def _compare_answers(
-    other: nn.Module, model: nn.Module, size: tuple[int, int, int], name: str, what: str
+    other: nn.Module, model: nn.Module, size: tuple[int, int, int], law: str, way_out: str
 ) -> Iterator[str]:
     """Refuse what answers unlike a network that has the same weights, random ones; yield why that cannot be told."""
     generator = torch.Generator().manual_seed(0)
@@ -294,18 +328,15 @@ def _compare_answers(
         other.load_state_dict(model.state_dict())
         found = _answer(other, x)
     except Exception as error:  # whatever the user's forward raises, or the source's
-        raise SpaceError(
-            f"{name} must run as its {what} does, but: {raised(model, error)}; see {_line(model)}."
-        ) from None
+        raise SpaceError(f"{law}, but one fails: {raised(model, error)}; see {_line(model)} and {way_out}.") from None
     if not torch.equal(*expected):  # values that are not finite are not equal either
         yield f"answers, as those of {_line(model)} are not the same twice, or not finite, at random weights"
         return
     difference = float((found - expected[0]).abs().max() / expected[0].abs().max().clamp_min(1e-30))
     if not difference <= TOLERANCE:
         raise SpaceError(
-            f"{name} must answer as its {what} does within {TOLERANCE:.0e}, but differs by {difference:.2g} of the "
-            f"largest output: see {_line(model)}; what is drawn at construction belongs into a parameter or a "
-            "persistent buffer."
+            f"{law} within {TOLERANCE:.0e}, but differs by {difference:.2g} of the largest output: see {_line(model)}, "
+            f"and {way_out}."
         )
 
 

@@ -70,6 +70,7 @@ def trace(module: nn.Module, path: str) -> tuple[fx.Graph, fx.Graph | None]:
 
 
 def _graph(module: nn.Module, path: str) -> fx.Graph:
+    before, buffers = dict(vars(module)), dict(module._buffers)
     try:
         return _Tracer().trace(module)
     except UNTRACEABLE as error:
@@ -79,6 +80,10 @@ def _graph(module: nn.Module, path: str) -> fx.Graph:
             f"A forward must be traceable by torch.fx to become source, but that of {path or 'the network'!r} "
             f"({type(module).__name__}) is not, as {does}: take out what depends on its input's values or type."
         ) from error
+    finally:  # a forward may keep what it computes, here of proxies
+        vars(module).update(before)
+        module._buffers.clear()
+        module._buffers.update(buffers)
 
 
 def _check_calls(graph: fx.Graph, module: nn.Module, path: str) -> None:

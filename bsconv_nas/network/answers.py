@@ -28,14 +28,15 @@ def answers(module: nn.Module, input_size: tuple[int, int, int]) -> dict[str, An
     """Return a few outputs of a network in both modes, and what training makes of its buffers, as JSON values.
 
     `small` and `large` have a row per image in evaluation, for small and large activations, `training` for small ones
-    in training. `buffers` has the size and the first value of each buffer that this batch in training changes. The
-    network is filled, used and left in any state: hand over a copy. torch's global generator is left as it was.
+    in training, and `gradients` how much each parameter would learn there. `buffers` has the size and the first value
+    of each buffer that this batch in training changes. The network is filled, used and left in any state: hand over a
+    copy. torch's global generator is left as it was.
 
     Raises:
         Exception: whatever its forward raises, in float64 and in float32.
 
     >>> sorted(answers(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)))
-    ['buffers', 'large', 'small', 'training']
+    ['buffers', 'gradients', 'large', 'small', 'training']
     """
     constants = {name: b.clone() for name, b in module.named_buffers() if not is_statistic(name)}
     try:
@@ -59,9 +60,32 @@ def _computed(module: nn.Module, input_size: tuple[int, int, int], constants: di
             _fill(module, constants, size)
             before = {name: buffer.clone() for name, buffer in module.named_buffers()}
             torch.manual_seed(0)
-            found[mode] = _few(module.train(mode == "training")(images * size))
+            with torch.set_grad_enabled(mode == "training"):
+                output = module.train(mode == "training")(images * size)
+            found[mode] = _few(output)
+        found["gradients"] = _gradients(module, output)
         after = {name: buffer for name, buffer in module.named_buffers() if not _same(before.get(name), buffer)}
     return {**found, "buffers": {name: _summary(buffer) for name, buffer in after.items()}}
+
+
+def _gradients(module: nn.Module, output: Any) -> dict[str, list[float]]:
+    """Return the size of the gradient of each parameter that has one, for a sum of the outputs with drawn weights.
+
+    In float32 there are none: its oneDNN kernels may damage memory, see `bsconv_nas.training.guard`.
+    """
+    parts = [part for part in _tensors(output) if part.requires_grad and part.dtype == torch.float64]
+    if not parts:
+        return {}
+    named = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    drawn = (torch.from_numpy(_drawn("answer", tuple(part.shape))).to(part.dtype) for part in parts)
+    with torch.enable_grad():
+        total = torch.stack([(part * weights).sum() for part, weights in zip(parts, drawn, strict=True)]).sum()
+        try:
+            found = torch.autograd.grad(total, [*named.values()], allow_unused=True)
+        except RuntimeError:  # what cannot be trained has none
+            return {}
+    pairs = zip(named, found, strict=True)
+    return {name: [_rounded(_size(gradient.double()))] for name, gradient in pairs if gradient is not None}
 
 
 def _fill(module: nn.Module, constants: dict[str, Tensor], size: float) -> None:

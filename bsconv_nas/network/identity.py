@@ -24,12 +24,15 @@ from bsconv_nas.network.answers import answers
 from bsconv_nas.network.build import instantiate
 from bsconv_nas.network.graph_lines import graph_lines, state_lines
 from bsconv_nas.space.base import Base
+from bsconv_nas.space.trace_seed import seeded
 
 __all__ = ["first_difference", "identity"]
 
 TOLERANCE = 1e-4  # of the largest number that is compared
 MOST_MACS = 2e10  # of an image; a larger base is known by its graph alone
 MOST_WEIGHTS = 2**28  # parameters: 1 GiB
+LAYER = re.compile(r"^(\S+): (\w+\(.*\)) of ", re.MULTILINE)  # a line that calls one
+IDLE = re.compile(r"inplace=\w+")  # a setting that changes no answer
 SETTING = re.compile(r"(\w+)=(\([^()]*\)|[^,()]+)")  # of a module or a call in a line of the graph
 
 
@@ -47,9 +50,12 @@ def identity(base: Base) -> dict[str, Any]:
     >>> found["evaluation"][-1], found["unchecked"]
     ('output(%31)', '')
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = instantiate(base).cpu()
+    with seeded(0):
+        return _identity(base)
+
+
+def _identity(base: Base) -> dict[str, Any]:
+    module = instantiate(base).cpu()
     evaluation, training = (graph_lines(module, base.leaves, training) for training in (False, True))
     found = {
         "made_by": {"torch": torch.__version__, "machine": platform.machine()},
@@ -100,12 +106,15 @@ def first_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> s
     "'layer2.0.downsample.0: Conv2d(...) of %11' is now 'layer1.1.conv1: Conv2d(...) of %11' (operation 12)"
     """
     written = _written_difference(recorded, found)
+    if certain := _state_difference(recorded, found) or _settings_difference(recorded, found):
+        return written or certain
     if recorded["answers"] is None:
         return written
     if found["answers"] is None:
         return written or found["unchecked"]
     gaps = {part: _gap(was, found["answers"][part]) for part, was in recorded["answers"].items()}
-    evaluation, training = max(gaps["small"], gaps["large"]), max(gaps["training"], gaps["buffers"])
+    gaps["gradients"] = _common_gap(recorded["answers"]["gradients"], found["answers"]["gradients"])
+    evaluation, training = max(gaps["small"], gaps["large"]), max(gaps["training"], gaps["buffers"], gaps["gradients"])
     if evaluation <= TOLERANCE and training <= TOLERANCE:
         return ""
     if evaluation <= TOLERANCE and not written and recorded["made_by"] != found["made_by"]:
@@ -113,7 +122,8 @@ def first_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> s
     if written:
         return written
     mode, gap = ("evaluation", evaluation) if evaluation > TOLERANCE else ("training", training)
-    return f"at equal weights its answers in {mode} differ by {gap:.1%} of the largest"
+    amount = f"differ by {gap:.1%} of the largest" if math.isfinite(gap) else "have another form"
+    return f"at equal weights its answers in {mode} {amount}"
 
 
 def _written_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -122,10 +132,32 @@ def _written_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -
         for index, (was, now) in enumerate(itertools.zip_longest(recorded[mode], found[mode])):
             if was != now:
                 return f"{_change(was, now)} (operation {index}{addition})"
+    return _state_difference(recorded, found, values=True)
+
+
+def _state_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], values: bool = False) -> str:
+    """Return the first tensor that only one network has, or of another shape, or trained in one alone."""
     for name in (*recorded["state"], *found["state"]):
-        was, now = recorded["state"].get(name), found["state"].get(name)
+        was, now = recorded["state"].get(name, "absent"), found["state"].get(name, "absent")
+        if not values:
+            was, now = was.partition(" [")[0], now.partition(" [")[0]
         if was != now:
-            return f"{name!r} was {was or 'absent'} and is {now or 'absent'}"
+            return f"{name!r} was {was} and is {now}"
+    return ""
+
+
+def _settings_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return the first layer of one class and place whose settings changed; another torch may show others.
+
+    Some say too little in a few answers, such as how an activation is approximated.
+    """
+    if recorded["made_by"] != found["made_by"]:
+        return ""
+    before, after = (dict(LAYER.findall("\n".join(known["evaluation"]))) for known in (recorded, found))
+    for path in before.keys() & after.keys():
+        was, now = (IDLE.sub("", lines[path]) for lines in (before, after))
+        if was != now and was.partition("(")[0] == now.partition("(")[0]:
+            return _change(f"{path}: {was}", f"{path}: {now}")
     return ""
 
 
@@ -157,6 +189,13 @@ def _gap(recorded: Any, found: Any) -> float:
     if was.shape != now.shape:
         return math.inf
     return float(np.abs(was - now).max(initial=0) / max(np.abs(was).max(initial=0), 1e-30))
+
+
+def _common_gap(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Return the largest difference between numbers of the same names over the largest number; inf for other names."""
+    if recorded.keys() != found.keys():
+        return math.inf
+    return _gap([*recorded.values()], [found[name] for name in recorded])
 
 
 def _numbers(values: Any) -> Iterator[float]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["check_base", "keep_identity", "read_identity", "unchecked"]
 
 _FILE = "base.json"
-_ANSWERS = {"small", "large", "training", "buffers"}
+_ANSWERS = {"small", "large", "training", "buffers", "gradients"}
 
 
 def read_identity(base: Base) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def _is_identity(known: object) -> bool:
 def _are_answers(answers: object) -> bool:
     if not isinstance(answers, dict) or answers.keys() != _ANSWERS:
         return False
-    buffers = _values(answers["buffers"])
-    rows = [answers["small"], answers["large"], answers["training"], buffers]
+    tables = [_values(answers[name]) for name in ("buffers", "gradients")]
+    rows = [answers["small"], answers["large"], answers["training"], *tables]
     return all(isinstance(part, list) and all(map(_are_numbers, part)) for part in rows)
 
 

@@ -223,8 +223,13 @@ def _uncalled(module: nn.Module, recorder: Recorder) -> list[Fixed]:
     for path, child in module.named_modules():
         if isinstance(child, nn.Conv2d) and path not in called:
             leaf = next((outer for outer in called if outer and path.startswith(f"{outer}.")), None)
-            found.append(Fixed(f"conv.{path}", f"inside {leaf}, which is kept whole" if leaf else "is not called"))
+            found.append(Fixed(f"conv.{path}", _whole(module, leaf) if leaf else "is not called"))
     return found
+
+
+def _whole(root: nn.Module, leaf: str) -> str:
+    why = ", as it computes something else in training" if reads_training(type(root.get_submodule(leaf))) else ""
+    return f"inside {leaf}, which is kept whole{why}"
 
 
 def _activation_behind(root: nn.Module, n: fx.Node) -> str:

@@ -77,9 +77,13 @@ def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool,
     real = _with_values(copy.deepcopy(module))
     if (wrong := _raised(real.train(training), batch)) is not None:
         return _fails(name, real, batch, training, wrong)
-    without_values = _raised(copy.deepcopy(meta).train(training), image)
+    try:
+        bare, helped, last = (copy.deepcopy(meta).train(training) for _ in range(3))
+    except Exception:  # the forward keeps what it computes, and the trace has left its own there
+        return error if isinstance(error, SpaceError) else SpaceError(f"The forward of {name} must not keep tensors.")
+    without_values = _raised(bare, image)
     with torch.device("meta"):  # so that what the forward makes is no obstacle
-        needs_values = _raised(copy.deepcopy(meta).train(training), image) is not None
+        needs_values = _raised(helped, image) is not None
     if isinstance(error, Untraceable):
         return error.but(needs_values, keeps=without_values is None)
     if isinstance(error, SpaceError):
@@ -93,7 +97,7 @@ def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool,
             f"{law} {line} computes with a tensor that the forward makes, which is no buffer: make it in __init__, by "
             "register_buffer."
         )
-    if held := _held(module, copy.deepcopy(meta).train(training), image):
+    if held := _held(module, last, image):
         return SpaceError(f"{law} {line} computes with {held!r}, which is no buffer: register it by register_buffer.")
     return SpaceError(f"{law} {line} needs values ({first_line(without_values)}): take out what depends on them.")
 
@@ -229,7 +233,7 @@ def raised(module: nn.Module, error: Exception) -> str:
     line = last_line(error)
     text = f"`{line.text}`" if line and line.text and not str(error).strip() else ""
     at = ", ".join(filter(None, [_innermost(module, error), text, line.where if line else ""]))
-    return f"{first_line(error).partition('. ')[0]}{f' ({at})' if at else ''}"
+    return f"{first_line(error).replace('. ', '; ')}{f' ({at})' if at else ''}"
 
 
 def _with_values(module: nn.Module) -> nn.Module:

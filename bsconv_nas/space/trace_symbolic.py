@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
-import random
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,20 +17,18 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
+from bsconv_nas.space.trace_seed import seeded
 from bsconv_nas.space.trace_words import TORCH, Untraceable
 
 __all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-ROOM = str(Path(__file__).parent)
-SEEDS = 8
+ROOM = str(Path(__file__).parent) + os.sep
 REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
 
@@ -166,24 +164,13 @@ def _stays_whole(module: nn.Module) -> bool:
 def _is_same_in_training(module: nn.Module) -> bool:
     """Whether a module makes the same calls in both modes, as one that passes its mode on to a dropout does.
 
-    One that leaves something out at random is asked with several seeds.
+    One that draws a number by which it leaves something out does not, whatever it drew this time.
     """
     calls = _calls(module)
-    return calls is not None and all(calls == _seeded_calls(module, seed) for seed in range(SEEDS))
-
-
-def _seeded_calls(module: nn.Module, seed: int) -> Calls | None:
-    """Return what a module calls in training, with the generators that it may ask seeded, and then as they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            return _calls(module, training=True)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    if calls is None:
+        return False
+    with seeded(0) as draws:
+        return calls == _calls(module, training=True) and not draws.any
 
 
 def reads_training(kind: type[nn.Module]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dis
 import linecache
+import os
 import sysconfig
 import traceback
 from dataclasses import dataclass
@@ -20,18 +21,19 @@ from bsconv_nas.errors import SpaceError
 
 __all__ = ["TORCH", "Line", "Untraceable", "last_line", "running_line"]
 
-TORCH = str(Path(torch.__file__).parent)
-ROOMS = tuple(str(Path(__file__).parents[1] / room) for room in ("space", "export"))  # which trace, and hold no network
-STANDARD = sysconfig.get_path("stdlib")
+TORCH = str(Path(torch.__file__).parent) + os.sep
+OWN = Path(__file__).parents[1]
+ROOMS = (*(f"{OWN / room}{os.sep}" for room in ("space", "export", "training")), f"{OWN / 'check.py'}")  # no networks
+STANDARD = sysconfig.get_path("stdlib") + os.sep
 LONGEST = 100  # characters of a line that are shown
 SIZES = "write sizes as numbers"
 VALUES = "take out what depends on the values of tensors"
-LOOPS = {"GET_ITER", "FOR_ITER", "LIST_EXTEND", "SET_UPDATE", "UNPACK_SEQUENCE", "UNPACK_EX", "CALL_FUNCTION_EX"}
+LOOPS = ("GET_ITER", "FOR_ITER", "LIST_EXTEND", "SET_UPDATE", "UNPACK_SEQUENCE", "UNPACK_EX", "CALL_FUNCTION_EX")
 # By the beginning of an instruction's name: what the line does, and a way out where it is another than `SIZES`.
 DEEDS = {
     ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL"): ("branches on a tensor's size or value", ""),
     ("CONTAINS_OP",): ("looks for a tensor's size or value in a collection", ""),
-    tuple(LOOPS): ("loops over a tensor or its sizes, or unpacks them", f"{SIZES} and index parts one by one"),
+    LOOPS: ("loops over a tensor or its sizes, or unpacks them", f"{SIZES} and index parts one by one"),
     ("STORE_SUBSCR", "DELETE_SUBSCR"): (
         "writes into a part of a tensor",
         "join parts by torch.cat or multiply by a mask",
@@ -89,7 +91,7 @@ def _call(code: str) -> tuple[str, str]:
     if callee == "range":
         return "counts up to a tensor's size or value", SIZES
     if callee in WALKING:
-        return DEEDS[tuple(LOOPS)]
+        return DEEDS[LOOPS]
     return f"calls {f'`{callee}`' if callee else 'a function'} with what is known only when the network runs", SIZES
 
 

@@ -82,6 +82,17 @@ EDITS = {
     "renamed parameter": ("self.gain", "self.scale", "'gain: parameter (8, 1, 1)' is now 'scale: parameter (8, 1, 1)'"),
     "reshaped parameter": ("ones(8, 1, 1)", "ones(1)", "'gain: parameter (8, 1, 1)' is now 'gain: parameter (1,)'"),
     "bias": (", bias=False", "", "'conv1.bias' was absent and is parameter (8,)"),
+    "gradient cut off": ("(self.pool(x))", "(self.pool(x.detach()))", "'detach(%6)'"),
+    "weights frozen": (
+        "self.gain =",
+        "self.conv1.requires_grad_(False)\n        self.gain =",
+        "'conv1.weight' was parameter (8, 3, 3, 3) and is parameter (8, 3, 3, 3), frozen",
+    ),
+    "parameter that nobody reads": (
+        "self.act =",
+        "self.spare = nn.Linear(2, 2)\n        self.act =",
+        "'spare.weight' was ab",
+    ),
     "pooling": ("nn.MaxPool2d", "nn.AvgPool2d", "'pool: MaxPool2d(kernel_size=3, stride=2, "),
 }
 REWRITTEN = {
@@ -123,6 +134,22 @@ def test_an_edit_is_named(edit: str, make: Make) -> None:
     difference = first_difference(identity(make()), identity(make(old, new)))
     assert said in difference
     assert bool(difference) == bool(said)
+
+
+def test_a_setting_is_named_that_hardly_shows_in_answers(make: Make) -> None:
+    known = identity(make("nn.ReLU()", "nn.GELU()"))
+    found = identity(make("nn.ReLU()", 'nn.GELU("tanh")'))
+    assert first_difference(known, found) == "approximate of 'act: GELU' was none and is tanh (operation 6)"
+    found["answers"] = known["answers"]
+    assert first_difference(known, found) == "approximate of 'act: GELU' was none and is tanh (operation 6)"
+
+
+def test_what_is_left_out_at_random_is_the_same_each_time(make: Make) -> None:
+    source = SOURCE.replace("return x * 1.5", "return x if random.random() < 0.5 else x * 1.5")
+    source = source.replace("import torch\n", "import random\nimport torch\n", 1)
+    known = identity(make(source=source))
+    for _ in range(8):
+        assert first_difference(known, identity(make(source=source))) == ""
 
 
 @pytest.mark.parametrize("way", REWRITTEN)
