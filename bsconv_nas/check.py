@@ -44,6 +44,7 @@ IDLE = 20  # training passes in which nothing learns that had not learnt before:
 TOLERANCE = 1e-5
 # Networks of more multiply-adds an image, or parameters, run on the meta device: without values, in no time.
 REAL = {"macs": 2 * 10**9, "params": 2 * 10**7}
+LARGE = f"networks of more than {REAL['macs']:,} multiply-adds or {REAL['params']:,} parameters"
 UNREAD = "its values are not read by the forward"
 
 
@@ -242,10 +243,10 @@ class _Network:
             try:
                 with StridedPointwiseGuard():
                     self._learn(model)
-            except SpaceError as error:
+            except SpaceError:
                 if self._is_small:
                     raise
-                yield f"the training of large networks, which need values ({str(error).rstrip('.')})"
+                yield f"the training of {LARGE}, which needs values"
                 return
             before, left = left, self._unlearned(model)
             idle = idle + 1 if left == before else 0
@@ -279,8 +280,7 @@ class _Network:
     def _compare_export(self) -> Iterator[str]:
         """Refuse an exported source that answers otherwise; yield why there is none."""
         if not self._is_small:
-            most = f"{REAL['macs']:,} multiply-adds or {REAL['params']:,} parameters"
-            yield f"the exported source of networks of more than {most}"
+            yield f"the exported source of {LARGE}"
             return
         try:
             exported = _loaded(write_source(self._copy(), "", self._space.input_size))

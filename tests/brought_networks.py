@@ -357,6 +357,24 @@ class Keeping(Plain):
         return self.head(self.kept.mean((2, 3)))
 
 
+class Unpacking(Plain):
+    """Keeps a size, and unpacks it: a refusal that is no error of ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.shape
+        _, *_ = self.seen
+        return super().forward(x)
+
+
+class Cumulative(Plain):
+    """Its norms average over all batches, which asks for the number of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for norm in (self.a[1], self.b[1], self.c[1]):
+            norm.momentum = None
+
+
 class Averaging(Plain):
     """Reassigns a buffer in training."""
 
@@ -423,6 +441,7 @@ KEPT = {
     ),
     "answers that are not finite": Brought(Undefined, unchecked=("not finite",)),
     "tensors kept on the way": Brought(Keeping),
+    "norms without a momentum": Brought(Cumulative),
     "a buffer reassigned in training": Brought(Averaging),
     "a product once for all images": Brought(LowRank),
     "GRU": Brought(Gated, ("width.b.0: enters transpose",)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, OnlyInList, Plain
+from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, OnlyInList, Plain, Unpacking
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -121,11 +121,20 @@ def test_a_network_without_source_is_named_and_not_refused(monkeypatch: pytest.M
 def test_costly_networks_are_checked_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.REAL, "params", 0)
     found = nas.SearchSpace.from_module(Plain, **CHOICES).check()
-    assert found.unchecked == (
-        "the exported source of networks of more than 2,000,000,000 multiply-adds or 0 parameters",
-    )
+    assert found.unchecked == (f"the exported source of {module.LARGE}",)
     with pytest.raises(SpaceError, match="gets no gradient"):
         space_of(BROKEN["a gradient cut off"]).check()
+
+
+def test_large_networks_whose_training_needs_values_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.REAL, "params", 0)
+    found = space_of(KEPT["norms without a momentum"]).check()
+    assert f"the training of {module.LARGE}, which needs values" in found.unchecked
+
+
+def test_a_forward_that_keeps_a_size_and_unpacks_it_is_refused_by_its_line() -> None:
+    with pytest.raises(SpaceError, match=r"its line `_, \*_ = self.seen` \(.*brought_networks.py:\d+\) loops over"):
+        space_of(Brought(Unpacking))
 
 
 def test_the_networks_differ_from_the_base_in_every_dimension() -> None:

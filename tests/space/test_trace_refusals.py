@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from bare_asserts import five_channels, only_224, three_channels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsconv_nas.errors import SpaceError
 from bsconv_nas.space.trace import trace
+from bsconv_nas.space.trace_words import TORCH
 
 SIZE = (3, 32, 32)
 FORBIDDEN = ("Proxy", "symbolically traced", "torch.fx.wrap", "TraceError", "symbolic tracing", ": ;", ": .")
@@ -431,3 +433,8 @@ class Separable(nn.Module):
 def test_activations_of_children_with_any_name(first: str, relus: int) -> None:
     graph = trace(Separable(first), SIZE)
     assert sum(node.op == "ReLU" for node in graph.nodes) == relus
+
+
+def test_what_is_called_like_torch_is_not_torch() -> None:
+    assert torch.nn.__file__.startswith(TORCH)
+    assert not torchvision.__file__.startswith(TORCH)
