@@ -48,7 +48,7 @@ from pathlib import Path
 from bsconv_nas.network.models import cifar_resnet
 
 def counted(module, inputs):
-    if module.training:
+    if module.training and len(inputs[0]) > 5:  # a check of the space, or of its base, has no more
         with Path(__file__).with_name("steps").open("ab") as file:
             file.write(b".")
 
