@@ -6,6 +6,7 @@ Torch is imported by the functions that need it, so that reading a recorded tabl
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -118,9 +119,9 @@ class SearchSpace:
         try:
             with torch.device("meta"):
                 module = instantiate(base)
-        except SpaceError:  # some factories compute with their weights, which needs real ones
-            module = instantiate(base)
-        graph = trace(module, base.input_size, base.leaves)
+            graph = trace(module, base.input_size, base.leaves)
+        except SpaceError:  # some networks need values, when they are made or in what they hold; others fail alike
+            graph = trace(instantiate(base), base.input_size, base.leaves)
         if graph.num_classes != base.num_classes:
             raise SpaceError(
                 f"The base must end in {base.num_classes} classes, but {base.factory!r} ends in {graph.num_classes}: "
@@ -259,12 +260,17 @@ def _reference(source: Callable[..., nn.Module] | nn.Module, input_size: Size, c
     if source.__module__ != "__main__" and "<" not in name and _resolves(name, source):
         return Base(factory=name, input_size=input_size, num_classes=classes or 10)
     try:
-        return source() if classes is None else source(num_classes=classes)
+        return source(num_classes=classes) if classes is not None and _takes_classes(source) else source()
     except Exception as error:  # whatever the user's factory raises
         raise SpaceError(
             f"Factory {name!r} must be callable without arguments, but: {first_line(error)}; wrap it in a function "
             "that is."
         ) from None
+
+
+def _takes_classes(source: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(source).parameters
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _resolves(name: str, source: object) -> bool:

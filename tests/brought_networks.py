@@ -400,6 +400,43 @@ class LowRank(Plain):
         return F.linear(x, self.head.weight + self.up @ self.down, self.head.bias)
 
 
+class Asking(Plain):
+    """Learned questions are projected, once for all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions, self.project = nn.Parameter(torch.randn(3, 6)), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.project(self.questions).mean(0)
+
+
+class InClosure(Plain):
+    """A layer that a function holds, which no copy of the network follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        b = self.b
+        self.call: Callable[[Tensor], Tensor] = lambda x: b(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.c(self.call(self.a(x)))
+
+
+class Orthogonal(Plain):
+    """A classifier of orthogonal rows, which are computed where the network is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.orthogonal(self.head)
+
+
+class Normalised(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.b[0])
+
+
 class Mixed(Plain):
     """Calls a layer where one place was replaced and another not."""
 
@@ -444,6 +481,11 @@ KEPT = {
     "norms without a momentum": Brought(Cumulative),
     "a buffer reassigned in training": Brought(Averaging),
     "a product once for all images": Brought(LowRank),
+    "a layer that reads a parameter": Brought(Asking),
+    "a normalised weight": Brought(
+        Normalised, ("conv.b.0: its weight is computed by a parametrization",), unchecked=("exported source",)
+    ),
+    "an orthogonal weight": Brought(Orthogonal, unchecked=("exported source",)),
     "GRU": Brought(Gated, ("width.b.0: enters transpose",)),
     "LSTM": Brought(Remembering, ("width.b.0: enters transpose",)),
     "RNN": Brought(Elman, ("width.b.0: enters transpose",)),

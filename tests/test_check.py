@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, OnlyInList, Plain, Unpacking
+from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, InClosure, OnlyInList, Plain, Unpacking
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -135,6 +135,20 @@ def test_large_networks_whose_training_needs_values_are_named(monkeypatch: pytes
 def test_a_forward_that_keeps_a_size_and_unpacks_it_is_refused_by_its_line() -> None:
     with pytest.raises(SpaceError, match=r"its line `_, \*_ = self.seen` \(.*brought_networks.py:\d+\) loops over"):
         space_of(Brought(Unpacking))
+
+
+def test_a_layer_in_a_closure_is_named_whoever_makes_the_network() -> None:
+    for base in (InClosure, InClosure()):
+        with pytest.raises(SpaceError, match=r"networks.py:\d+\) reads a module or weight that no att") as refused:
+            nas.SearchSpace.from_module(base, **CHOICES)
+        assert "must accept a batch" not in str(refused.value)
+
+
+def test_a_local_class_need_not_take_the_number_of_classes() -> None:
+    class Local(Plain):
+        pass
+
+    assert nas.SearchSpace.from_module(Local, **CHOICES).num_classes == CLASSES
 
 
 def test_the_networks_differ_from_the_base_in_every_dimension() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bsconv_nas.errors import BsconvNasError, RecordError, first_line
+from bsconv_nas.errors import RecordError, SpaceError, first_line
 from bsconv_nas.search.store import Store
 from bsconv_nas.space.base import Base
 
@@ -48,18 +48,20 @@ def check_base(store: Store, base: Base | nn.Module) -> None:
 
     Raises:
         RecordError: its code was edited, by the first difference; or `base.json` is damaged.
-        SpaceError: it can no longer be imported or traced.
+        SpaceError: it can no longer be imported or made.
     """
     known = _read(store)
     if known is None or known.keys() == {"unchecked"}:
         return
+    from bsconv_nas.network.build import instantiate
     from bsconv_nas.network.identity import first_difference, identity
 
     assert isinstance(base, Base)  # a recorded space has one
+    instantiate(base)  # one that is gone is refused by a sentence of its own
     try:
         difference = first_difference(known, identity(base))
-    except BsconvNasError:
-        raise
+    except SpaceError as error:  # what it advises would make another network of it
+        difference = f"now it fails ({str(error).rpartition(': ')[0]})"
     except Exception as error:  # whatever the user's code raises now
         difference = f"now it fails ({first_line(error)})"
     if difference:

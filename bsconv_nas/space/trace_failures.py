@@ -49,7 +49,7 @@ def check_shapes(module: nn.Module) -> None:
 
 def check_types(path: str, layer: nn.Module, value: object) -> None:
     """Raise `MixedTypes` for values that a layer would refuse; norms with float32 weights take shorter floats too."""
-    weight = getattr(layer, "weight", None)
+    weight = layer._parameters.get("weight")  # one of a parametrization would be computed, and counted
     if not (isinstance(layer, TYPED) and isinstance(weight, Tensor) and isinstance(value, Tensor)):
         return
     taken = SHORT_FLOATS if isinstance(layer, NORMS) and weight.dtype == torch.float32 else ()

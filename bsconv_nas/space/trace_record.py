@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -177,7 +178,7 @@ class Recorder(fx.Interpreter):
         reason = self._why_opaque(path, module)
         if kind in MODULE_RULES and not reason:
             return MODULE_RULES[kind]
-        if kind is nn.Conv2d:
+        if isinstance(module, nn.Conv2d):
             return lambda visit: opaque(visit, reason)
         return same if self._untouched and not [*module.parameters(), *module.buffers()] else opaque
 
@@ -208,6 +209,8 @@ class Recorder(fx.Interpreter):
         own, kind = dict(module.named_parameters()), acts_as(module)
         if module._forward_hooks or module._forward_pre_hooks:
             return "has hooks"
+        if parametrize.is_parametrized(module):
+            return "its weight is computed by a parametrization"
         if path in self.uses and (own or kind in NORMS or kind in ACTIVATIONS):
             return self.uses[path]
         shared = any(self._owners[id(p)] > 1 for p in own.values())

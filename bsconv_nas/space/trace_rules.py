@@ -242,7 +242,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _linear(visit: Visit) -> tuple[int, int]:
     linear = cast(nn.Linear, visit.module)
-    if len(visit.shape) != 1:
+    if not len(visit.shape) == len(visit.values[0].shape) == 1:  # of a bare parameter, the first axis is no batch
         return opaque(visit)
     visit.fields["bias"] = linear.bias is not None
     return visit.layer(visit.values[0].variable, lambda: visit.variables.new(linear.out_features)), 1

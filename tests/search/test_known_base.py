@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_an_edited_network_is_refused_before_anything_is_written(verb: str, plac
     done = command(place, verb)
     assert (done.returncode, done.stderr) == (2, SAID)
     assert everything(place) == before
+
+
+def test_code_that_can_no_longer_be_followed_is_edited_code(place: Path) -> None:
+    """What a refusal of a new network would advise is not what to do."""
+    edit(place, "    def forward(self, x):\n", "    def forward(self, x):\n        raise ValueError('no')\n")
+    done = command(place, "export run --out out")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: The base of run 'run' must be the network that was searched, but in 'net:Net' "
+    )
+    assert re.search(
+        r"now it fails \(.*`raise ValueError\('no'\)`.*\): restore its code as it was, or search anew", done.stderr
+    )
+    assert "take that" not in done.stderr
 
 
 def test_a_network_that_is_written_otherwise_is_exported(place: Path) -> None:
