@@ -51,7 +51,7 @@ class Recorder(fx.Interpreter):
         super().__init__(base, graph=graph)  # no GraphModule: its code has no names for children such as "class"
         self.uses = uses
         self.variables: Variables = other.variables if other else Variables()
-        self.layers: dict[str, tuple[int, int]] = other.layers if other else {}
+        self.layers: dict[str, tuple[int, ...]] = other.layers if other else {}
         self.values: dict[fx.Node, Value] = {}
         self.fields: dict[fx.Node, dict[str, Any]] = {}
         self.fixed: list[Fixed] = []
@@ -124,7 +124,8 @@ class Recorder(fx.Interpreter):
         return multiply_adds(flops)
 
     def _record(self, n: fx.Node, result: torch.Tensor, macs: int) -> None:
-        visit = self._visit(n, tuple(result.shape), macs)
+        has_batch = n.op == "placeholder" or any(value.has_batch for value in self._inputs(n))
+        visit = self._visit(n, _shape_of_one(result, has_batch), macs)
         variable, features = self._rule(n, visit)(visit)
         if n.op == "call_function" and n.target in CONVOLUTIONS:
             visit.reason = "its weight is no convolution layer's own"
@@ -136,7 +137,7 @@ class Recorder(fx.Interpreter):
         macs, params = self._dues(n)
         visit.fields |= {"macs": visit.fields.get("macs", 0) + macs, "params": visit.fields.get("params", 0) + params}
         self.fields[n] = visit.fields
-        self.values[n] = Value(variable, features, len(self.values), visit.shape)
+        self.values[n] = Value(variable, features, len(self.values), visit.shape, has_batch)
         self._kept.append(result)
 
     def _owe(self, n: fx.Node, macs: int) -> None:
@@ -153,8 +154,6 @@ class Recorder(fx.Interpreter):
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         path = str(n.target) if n.op in ("call_module", "get_attr") else ""
         weights = self._new_weights(n)
-        if n.op != "get_attr" or (len(shape) > 1 and shape[0] == 1):
-            shape = shape[1:]
         name, values = label(self.module, n), self._inputs(n)
         call = (name, path, n.target, module, n.args, n.kwargs)
         return Visit(self.variables, self.layers, *call, values, shape, macs, weights)
@@ -230,6 +229,12 @@ def _holds_tensor(value: Any) -> bool:
 def label(root: nn.Module, n: fx.Node) -> str:
     """Return what a node is called in a reason: the module's path or the function's name."""
     return str(n.target) if n.op == "call_module" else getattr(n.target, "__name__", str(n.target))
+
+
+def _shape_of_one(tensor: torch.Tensor, has_batch: bool) -> tuple[int, ...]:
+    """Return the shape without the axis of the batch, or one of extent 1 that stands there to be broadcast."""
+    shape = tuple(tensor.shape)
+    return shape[1:] if has_batch or (len(shape) > 1 and shape[0] == 1) else shape
 
 
 def _version(value: Any) -> int:

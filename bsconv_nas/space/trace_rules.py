@@ -183,6 +183,8 @@ def opaque(visit: Visit, reason: str = "") -> tuple[int, int]:
     for value in visit.values:
         visit.variables.fix(value.variable, f"enters {visit.label}")
     visit.fields |= {"params": visit.weights, "macs": visit.macs}
+    if visit.module is not None:
+        visit.keep_layer()
     if isinstance(visit.module, nn.Conv2d):
         visit.reason = reason or "its class has a forward of its own"
     return visit.fresh(f"leaves {visit.label}")
@@ -216,6 +218,8 @@ def _planar(visit: Visit) -> tuple[int, int]:
 
 def _conv(visit: Visit) -> tuple[int, int]:
     conv = cast(nn.Conv2d, visit.module)
+    if len(visit.shape) != 3:  # weights have more axes, of which the first is neither batch nor channels
+        return opaque(visit, "it reads weights")
     reads = visit.values[0].variable
     if conv.groups == 1:
         visit.fields["place"] = Place("conv", _spec(conv))
@@ -251,7 +255,7 @@ def _linear(visit: Visit) -> tuple[int, int]:
 def _norm(visit: Visit) -> tuple[int, int]:
     module = cast(nn.BatchNorm2d, visit.module)
     reads = visit.values[0]
-    if visit.shape != reads.shape:
+    if visit.shape != reads.shape or visit.shape[0] != module.num_features:
         return opaque(visit)
     visit.fields["params_per_channel"] = sum(p is not None for p in (module.weight, module.bias)) * reads.features
     return visit.layer(reads.variable, lambda: reads.variable), reads.features
@@ -259,9 +263,12 @@ def _norm(visit: Visit) -> tuple[int, int]:
 
 def _prelu(visit: Visit) -> tuple[int, int]:
     reads = visit.values[0]
-    if cast(nn.PReLU, visit.module).num_parameters == 1:
+    slopes = cast(nn.PReLU, visit.module).num_parameters
+    if slopes == 1:
         visit.fields["params"] = visit.weights
         return visit.same()
+    if slopes != visit.shape[0]:
+        return opaque(visit)
     visit.fields["params_per_channel"] = reads.features
     return visit.layer(reads.variable, lambda: reads.variable), reads.features
 

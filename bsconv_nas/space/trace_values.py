@@ -46,12 +46,16 @@ class Variables:
 
 @dataclass(slots=True)
 class Value:
-    """A traced tensor: its channel variable, values per channel of its first axis, and its node's index."""
+    """A traced tensor: its channel variable, values per channel of its first axis, and its node's index.
+
+    `shape` is that of one image; weights and what is computed from them alone have no axis of the batch to leave out.
+    """
 
     variable: int
     features: int
     node: int
     shape: tuple[int, ...]
+    has_batch: bool
 
 
 @dataclass(slots=True)
@@ -63,7 +67,7 @@ class Visit:
     """
 
     variables: Variables
-    layers: dict[str, tuple[int, int]]
+    layers: dict[str, tuple[int, ...]]
     label: str
     path: str
     target: Any
@@ -87,13 +91,24 @@ class Visit:
 
     def layer(self, reads: int, writes: Callable[[], int]) -> int:
         """Return the output variable of a layer with weights, the same at each of its calls."""
-        if self.path in self.layers:
-            before, after = self.layers[self.path]
-            self.variables.tie(before, reads)
-            self.fields["shared"] = True
+        known = self.layers.get(self.path)
+        if known is None:
+            self.layers[self.path] = reads, (after := writes())
             return after
-        self.layers[self.path] = reads, (after := writes())
+        self.fields["shared"] = True
+        if not known:
+            self.variables.fix(reads, f"enters {self.label}")
+            self.variables.fix(after := writes(), f"leaves {self.label}")
+            return after
+        before, after = known
+        self.variables.tie(before, reads)
         return after
+
+    def keep_layer(self) -> None:
+        """Fix what the called layer reads and writes elsewhere too: here it would not follow."""
+        for variable in self.layers.get(self.path, ()):
+            self.variables.fix(variable, f"enters {self.label}")
+        self.layers[self.path] = ()
 
 
 Rule = Callable[[Visit], tuple[int, int]]  # from a call to the variable of its output and its features
