@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,7 +166,7 @@ class _Network:
         if built != self._costs.params:
             raise SpaceError(
                 f"{self._name} must have the {self._costs.params:,} parameters that the table counts, but is built "
-                f"with {built:,}{self._where('params', self._parameters_at)}: keep that part whole by base.leaves."
+                f"with {built:,}{self._where('params', self._parameters_at)}."
             )
 
     def _parameters_at(self, path: str) -> int:
@@ -183,19 +183,19 @@ class _Network:
         where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})))
         raise SpaceError(
             f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
-            f"{done:,}{where}: see {_line(self.model)}, and keep what does it whole by base.leaves."
+            f"{done:,}{where}."
         )
 
     def _counted(self, batch: int) -> Mapping[str, Mapping[Any, int]]:
         """Return torch's counts by the class and path of each module."""
-        model = self._copy("meta").eval()
+        model = self._copy("meta").eval().requires_grad_(False)  # torch's counter takes no views of what learns
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(batch, *self._space.input_size, device="meta"))
         flops: dict[str, dict[Any, int]] = counter.get_flop_counts()
         return flops
 
-    def _where(self, column: str, found: Any) -> str:
-        """Return at which layer the table and the network differ first, if one layer's own difference shows it."""
+    def _where(self, column: str, found: Callable[[str], int]) -> str:
+        """Return at which layer the table and the network differ first, if one layer's own does, and a way out."""
         counted: Counter[str] = Counter()
         for path, value in self._space.model.shares(column, self._row()):
             counted[path] += value
@@ -205,8 +205,13 @@ class _Network:
             if path in counted and all(self._has(place) for place in places if place):
                 built = sum(found(place) for place in places if place)
                 if built != counted[path]:
-                    return f" ({path!r} has {built:,} instead of {counted[path]:,})"
-        return ""
+                    return f" ({path!r} has {built:,} instead of {counted[path]:,}): {self._way_to_count(path)}"
+        return f": {self._way_to_count('')}"
+
+    def _way_to_count(self, path: str) -> str:
+        owner = _owner(self.model, path)
+        whole = f", or keep it whole by base.leaves = [{owner!r}]" if owner else ""
+        return f"let {_line(self.model, path)} call the same layers in every network{whole}"
 
     def _has(self, path: str) -> bool:
         return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
@@ -221,11 +226,16 @@ class _Network:
         except Exception as error:  # whatever the user's forward raises
             raise SpaceError(
                 f"{self._name} must run in {mode} on {BATCH} images as the base does on one, but: "
-                f"{raised(model, error)}; the number of images must not be written down in the forward, nor layers be "
-                "called but by the attributes that hold them."
+                f"{raised(model, error)}; {self._way_to_run()}."
             ) from None
         self._check_form(answer, mode)
         return answer
+
+    def _way_to_run(self) -> str:
+        """Return what helps a network that does not run: the base does, on one image."""
+        if self._architecture == self._space.table.base:
+            return "write no number of images down in the forward"
+        return "call layers by the attributes that hold them, and write no number of channels down in the forward"
 
     def _check_form(self, answer: Any, mode: str) -> None:
         expected = (BATCH, self._space.num_classes)
@@ -233,7 +243,7 @@ class _Network:
         if found != expected:
             raise SpaceError(
                 f"{self._name} must answer {BATCH} images with logits of shape {expected} in {mode}, but returned "
-                f"{found}: see {_line(self.model)}."
+                f"{found}: see {_line(self.model)}, and let it return the logits of each image in the first axis."
             )
 
     def _run_training(self) -> Iterator[str]:
@@ -363,11 +373,16 @@ def _loaded(source: str) -> nn.Module:
 
 def _line(root: nn.Module, path: str = "") -> str:
     """Return `file:line` of the innermost forward around a path that is not torch's own."""
-    while True:
+    kind = type(root.get_submodule(_owner(root, path)))
+    code = getattr(kind.forward, "__code__", None)
+    return kind.__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _owner(root: nn.Module, path: str) -> str:
+    """Return the path of the module whose forward `_line` names, "" for the network."""
+    while path:
         kind = type(root.get_submodule(path))
-        code = getattr(kind.forward, "__code__", None)
-        if code is not None and (not path or not kind.__module__.startswith(("torch.", "bsconv_nas."))):
-            return f"{code.co_filename}:{code.co_firstlineno}"
-        if not path:
-            return kind.__name__
+        if hasattr(kind.forward, "__code__") and not kind.__module__.startswith(("torch.", "bsconv_nas.")):
+            break
         path = path.rpartition(".")[0]
+    return path

@@ -499,12 +499,15 @@ BROKEN = {
         InObject, refused=r"'conv.weight' \(Conv2d\) gets no gradient in 20 passes: see .*brought_networks.py:\d+"
     ),
     "the batch written down": Brought(
-        OneImage, refused=r"must run in evaluation on 5 images .*brought_networks.py:\d+.*must not be written down"
+        OneImage,
+        refused=r"must run in evaluation on 5 images .*brought_networks.py:\d+.*; write no number of images down",
     ),
     "the batch written down in the end": Brought(
-        OneAnswer, refused=r"logits of shape \(5, 4\) in evaluation, but returned \(1, 20\): see .*networks.py:\d+"
+        OneAnswer, refused=r"logits of shape \(5, 4\) in evaluation, but returned \(1, 20\): see .*networks.py:\d+, and"
     ),
-    "a layer called by what stands at two places": Brought(Mixed, refused=r"Network [0-9a-f]{16} of this space must"),
+    "a layer called by what stands at two places": Brought(
+        Mixed, refused=r"multiply-adds .*'c.0' has 0 .*: let .*networks.py:\d+ call the same layers in every network"
+    ),
     "a gradient cut off": Brought(
         Detached, refused=r"'a\.0\.weight' \(Conv2d\) gets no gradient in 20 passes: see .*:\d+"
     ),

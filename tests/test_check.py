@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, InClosure, OnlyInList, Plain, Unpacking
+from networks_of_weights import OF_WEIGHTS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,14 +39,14 @@ def space_of(brought: Brought) -> nas.SearchSpace:
 def multiply_adds(model: nn.Module) -> float:
     """Torch's own count for an image, of convolutions and matrix products of two axes."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval().to("meta")(torch.empty(1, *SIZE, device="meta"))
+        model.eval().requires_grad_(False).to("meta")(torch.empty(1, *SIZE, device="meta"))
     counts = counter.get_flop_counts()["Global"]
     return sum(count for operation, count in counts.items() if operation != torch.ops.aten.bmm) / 2
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", KEPT | OF_WEIGHTS)
 def test_what_is_brought_becomes_a_space_that_keeps_its_word(name: str) -> None:
-    brought = KEPT[name]
+    brought = (KEPT | OF_WEIGHTS)[name]
     space = space_of(brought)
     fixed = [f"{entry.name}: {entry.reason}" for entry in space.table.graph.fixed]
     for beginning in brought.fixed:
@@ -79,21 +80,44 @@ def test_what_does_not_keep_its_word_is_refused_with_its_place(name: str) -> Non
     assert not re.search(r"[.!?] [A-Z]|\n", str(refused.value))
 
 
-def miscounted(change: Callable[[Node], Node]) -> nas.SearchSpace:
-    """A space whose table says something else of the convolution b.0."""
-    space = nas.SearchSpace.from_module(Plain, **CHOICES)
+def miscounted(factory: Callable[[], nn.Module], path: str, change: Callable[[Node], Node]) -> nas.SearchSpace:
+    """A space whose table says something else of one convolution."""
+    space = nas.SearchSpace.from_module(factory, **CHOICES)
     graph = space.table.graph
-    nodes = tuple(change(node) if node.path == "b.0" else node for node in graph.nodes)
+    nodes = tuple(change(node) if node.path == path else node for node in graph.nodes)
     return dataclasses.replace(
         space, table=dataclasses.replace(space.table, graph=dataclasses.replace(graph, nodes=nodes))
     )
 
 
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv(x))
+
+
+class Nested(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = Inner()  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("column", ["macs", "params"])
-def test_a_count_that_is_off_by_one_is_seen_and_found(column: str) -> None:
-    space = miscounted(lambda node: dataclasses.replace(node, **{column: 1}))
+@pytest.mark.parametrize(
+    ("factory", "path", "forward", "leaf"), [(Plain, "b.0", Plain.forward, ""), (Nested, "c.conv", Inner.forward, "c")]
+)
+def test_a_count_that_is_off_is_seen_with_its_layer_and_the_line_that_calls_it(
+    column: str, factory: type[nn.Module], path: str, forward: Any, leaf: str
+) -> None:
+    space = miscounted(factory, path, lambda node: dataclasses.replace(node, **{column: 1}))
     noun = {"macs": "multiply-adds", "params": "parameters"}[column]
-    with pytest.raises(SpaceError, match=rf"the [\d,]+ {noun}.* that the table counts, .* \('b\.0' has [\d,]+ instead"):
+    line = re.escape(f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}")
+    way_out = rf": let {line} call the same layers in every network" + (rf", or .* = \['{leaf}'\]\." if leaf else r"\.")
+    law = rf"the [\d,]+ {noun}.* that the table counts, .* \({path!r} has [\d,]+ instead of [\d,]+\){way_out}$"
+    with pytest.raises(SpaceError, match=law):
         space.check()
 
 

@@ -47,7 +47,7 @@ class Stopwatch(fx.Interpreter):
     """
 
     def __init__(self, module: nn.Module, clock: Callable[[], int], leaves: tuple[str, ...] = ()) -> None:
-        graph, _ = symbolic_graph(module, leaves)
+        graph = symbolic_graph(module, leaves).graph
         super().__init__(module, graph=graph)
         self.times: dict[str, int] = {}
         self.keys: dict[str, list[str]] = {}

@@ -46,7 +46,10 @@ def _required(module: nn.Module) -> list[str]:
     params = inspect.signature(type(module).forward).parameters.values()
     named = [param for param in list(params)[1:] if param.default is param.empty]
     if any(param.kind is param.VAR_POSITIONAL for param in named):
-        raise TypeError("forward takes *args")
+        raise ExportError(
+            f"A forward must name all that it takes to become source, but that of {type(module).__name__!r} takes "
+            "*args: name its arguments."
+        )
     return [param.name for param in named if param.kind is not param.VAR_KEYWORD]
 
 

@@ -38,7 +38,7 @@ def graph_lines(module: nn.Module, leaves: Sequence[str] = (), training: bool = 
     """
     copied = copy.deepcopy(module).eval()
     try:
-        graph, _ = symbolic_graph(copied, leaves, training)
+        graph = symbolic_graph(copied, leaves, training).graph
     except SpaceError:
         if training:
             return []

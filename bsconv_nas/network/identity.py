@@ -87,7 +87,7 @@ def _too_large(module: nn.Module, input_size: tuple[int, int, int]) -> str:
 
 def _multiply_adds(module: nn.Module, input_size: tuple[int, int, int]) -> float:
     """Return about how many multiply-adds the layers with kernels have for an image, without computing any."""
-    meta = copy.deepcopy(module).to("meta").eval()
+    meta = copy.deepcopy(module).to("meta").eval().requires_grad_(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             meta(torch.empty(1, *input_size, device="meta"))

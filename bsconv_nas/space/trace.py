@@ -25,7 +25,7 @@ from bsconv_nas.space.trace_failures import check_shapes, explained, uncopied, w
 from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
-from bsconv_nas.space.trace_symbolic import acts_as, reads_training, symbolic_graph
+from bsconv_nas.space.trace_symbolic import acts_as, frozen, reads_training, symbolic_graph
 from bsconv_nas.space.trace_values import Variables
 
 __all__ = ["trace"]
@@ -83,13 +83,22 @@ def _check_training(module: nn.Module, answer: Any, shape: torch.Size) -> None:
     """Refuse a forward that answers in training with anything but logits, auxiliary ones included."""
     if getattr(answer, "shape", None) == shape:
         return
-    switch = next((name for name, value in vars(module).items() if "aux" in name and value is True), "")
-    asked = f"base.arguments = {{ {switch} = false }}" if switch else "the base's own argument for that"
-    off = f"turn auxiliary outputs off by {asked}, or wrap the network so that it returns its logits alone"
     raise SpaceError(
         f"The forward of {type(module).__name__!r} must return logits of shape {tuple(shape)} in training too, but "
-        f"returned {_shape_or_type(answer)}: {off}."
+        f"returned {_shape_or_type(answer)}: {_other_answer(module, answer, shape)}."
     )
+
+
+def _other_answer(module: nn.Module, answer: Any, shape: torch.Size) -> str:
+    """Return what helps where a forward answers otherwise in training."""
+    alone = "wrap the network so that it returns its logits alone"
+    if not isinstance(answer, torch.Tensor):
+        switch = next((name for name, value in vars(module).items() if "aux" in name and value is True), "")
+        asked = f"base.arguments = {{ {switch} = false }}" if switch else "the base's own argument for that"
+        return f"turn auxiliary outputs off by {asked}, or {alone}"
+    if answer.shape[1:] == shape[1:]:
+        return "write no number of images down where it reads self.training, but take x.shape[0]"
+    return f"let it answer there as in evaluation, or {alone}"
 
 
 def _recorded(
@@ -100,14 +109,14 @@ def _recorded(
     Raises:
         SpaceError: its forward fails even when it is simply called, cannot be traced, or needs values.
     """
-    training = other is not None
+    training, asks = other is not None, None
     try:
-        graph, uses = symbolic_graph(meta, leaves, training)
-        recorder = Recorder(meta, graph, uses, other)
-        with torch.no_grad():
+        traced = symbolic_graph(meta, leaves, training)
+        recorder, asks = Recorder(meta, traced.graph, traced.uses, other), traced.asks
+        with torch.no_grad(), frozen(meta):
             return recorder, recorder.run(image)
     except Exception as error:  # whatever the user's forward raises
-        raise explained(module, meta, image, training, error) from None
+        raise explained(module, meta, image, training, error, asks) from None
 
 
 def _check_plain(module: nn.Module) -> None:

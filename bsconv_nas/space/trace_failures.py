@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from bsconv_nas.errors import SpaceError, first_line
-from bsconv_nas.space.trace_words import Line, Untraceable, last_line, running_line
+from bsconv_nas.space.trace_words import ASKS, Line, Untraceable, last_line, running_line
 
 __all__ = ["MixedTypes", "check_shapes", "check_types", "explained", "raised", "uncopied", "without_batch"]
 
@@ -57,7 +57,9 @@ def check_types(path: str, layer: nn.Module, value: object) -> None:
         raise MixedTypes(f"the {type(layer).__name__} {path!r} has {weight.dtype} weights and gets {value.dtype}")
 
 
-def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool, error: Exception) -> SpaceError:
+def explained(
+    module: nn.Module, meta: nn.Module, image: Tensor, training: bool, error: Exception, asks: Line | None
+) -> SpaceError:
     """Return why the trace of a network ended in `error`.
 
     Args:
@@ -66,6 +68,7 @@ def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool,
         image: of shape (1, C, H, W), on the meta device; in training two are tried, as norms need more than one value.
         training: in which mode.
         error: a `SpaceError` where there is no graph, or what its run on the meta device raised.
+        asks: the first line to ask for the type of a value while it was traced, if any.
     """
     name = repr(type(module).__name__)
     if isinstance(error, MixedTypes):
@@ -89,13 +92,15 @@ def explained(module: nn.Module, meta: nn.Module, image: Tensor, training: bool,
     if isinstance(error, SpaceError):
         return error
     law = f"The forward of {name} must run on torch's meta device, where tensors have no values, but"
+    if without_values is None and asks:
+        return SpaceError(f"The forward of {name} must be traceable by torch.fx, but {asks} {ASKS}.")
     if without_values is None:
         return SpaceError(f"{law} what torch.fx traces of it does not ({first_line(error)}): use other operations.")
     line = last_line(without_values) or "it"
     if not needs_values:
         return SpaceError(
-            f"{law} {line} computes with a tensor that the forward makes, which is no buffer: make it in __init__, by "
-            "register_buffer."
+            f"{law} {line} computes with a tensor that the forward makes, which is no buffer: make it in __init__ by "
+            "register_buffer, or let a tensor make it, as x.new_tensor(...) or x.new_empty(...).normal_()."
         )
     if held := _held(module, last, image):
         return SpaceError(f"{law} {line} computes with {held!r}, which is no buffer: register it by register_buffer.")

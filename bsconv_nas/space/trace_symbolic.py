@@ -9,26 +9,23 @@ from __future__ import annotations
 import copy
 import fnmatch
 import inspect
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
 from bsconv_nas.space.trace_seed import seeded
-from bsconv_nas.space.trace_words import TORCH, Untraceable
+from bsconv_nas.space.trace_words import Line, Untraceable, is_foreign, running_line
 
-__all__ = ["acts_as", "in_mode", "reads_training", "symbolic_graph"]
+__all__ = ["acts_as", "frozen", "in_mode", "reads_training", "symbolic_graph"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-ROOM = str(Path(__file__).parent) + os.sep
 REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
 
@@ -53,12 +50,34 @@ class _Tracer(fx.Tracer):
             raise
 
 
+class Traced(NamedTuple):
+    """What a network computes; by path how its modules are used but by calls; the first line to ask for a type."""
+
+    graph: fx.Graph
+    uses: dict[str, str]
+    asks: Line | None
+
+
+class _Standin(fx.Proxy):
+    """Stands for a value while tracing, and notes which line asks for its type, as by isinstance."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        if not is_foreign(sys._getframe(1).f_code.co_filename):
+            self.tracer.asks = self.tracer.asks or running_line()  # type: ignore[attr-defined]
+        return type(self)
+
+
 class _Watcher(_Tracer):
-    """Traces one network as it is called with one batch; `uses` tells of modules what is done but to call them so."""
+    """Traces one network as it is called with one batch.
+
+    `uses` tells of modules what is done but to call them so, `asks` which line first asked for the type of a value.
+    """
 
     def __init__(self, root: nn.Module, leaves: Sequence[str]) -> None:
         super().__init__(leaves)
         self.uses: dict[str, str] = {}
+        self.asks: Line | None = None
         self._paths = {id(module): path for path, module in root.named_modules() if path}
         self._called: list[int] = []
         for path, module in root.named_modules():
@@ -75,6 +94,10 @@ class _Watcher(_Tracer):
             return super().call_module(m, forward, args, kwargs)
         finally:
             self._called.pop()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the result of a node."""
+        return _Standin(node, self)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with self._watched():
@@ -94,7 +117,7 @@ class _Watcher(_Tracer):
         plain = nn.Module.__getattribute__
 
         def noted(module: nn.Module, name: str) -> Any:
-            by_user = not sys._getframe(1).f_code.co_filename.startswith((TORCH, ROOM))
+            by_user = not is_foreign(sys._getframe(1).f_code.co_filename)
             if by_user and id(module) not in self._called and not name.startswith("__") and name != "training":
                 self._note(module, f"its {name} is read by the forward")
             return plain(module, name)
@@ -117,10 +140,8 @@ def _held_aside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((name, held) for held in pytree.tree_leaves(value) if isinstance(held, nn.Module))
 
 
-def symbolic_graph(
-    module: nn.Module, leaves: Sequence[str] = (), training: bool = False
-) -> tuple[fx.Graph, dict[str, str]]:
-    """Return what `module` computes in evaluation, or in training, and by path how modules are used but by calls.
+def symbolic_graph(module: nn.Module, leaves: Sequence[str] = (), training: bool = False) -> Traced:
+    """Return what `module` computes in evaluation, or in training.
 
     The module is in evaluation mode.
 
@@ -135,10 +156,10 @@ def symbolic_graph(
     tracer = _Watcher(module, leaves)
     try:
         with in_mode(module, training):
-            return tracer.trace(module), tracer.uses
+            return Traced(tracer.trace(module), tracer.uses, tracer.asks)
     except Exception as error:  # whatever the user's forward raises under symbolic tracing
         mode, kind = " in training" if training else "", type(module.get_submodule(tracer.failed)).__name__
-        raise Untraceable(type(module).__name__, mode, tracer.failed, kind, error) from error
+        raise Untraceable(type(module).__name__, mode, tracer.failed, kind, error, tracer.asks) from error
 
 
 @contextmanager
@@ -152,6 +173,18 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for m, mode in before:
             m.training = mode
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let no weight ask for a gradient for a while: torch's counter takes no views of those that do."""
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad = True
 
 
 def _stays_whole(module: nn.Module) -> bool:

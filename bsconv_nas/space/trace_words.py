@@ -19,14 +19,16 @@ import torch
 
 from bsconv_nas.errors import SpaceError
 
-__all__ = ["TORCH", "Line", "Untraceable", "last_line", "running_line"]
+__all__ = ["ASKS", "TORCH", "Line", "Untraceable", "is_foreign", "last_line", "running_line"]
 
 TORCH = str(Path(torch.__file__).parent) + os.sep
 OWN = Path(__file__).parents[1]
 ROOMS = (*(f"{OWN / room}{os.sep}" for room in ("space", "export", "training")), f"{OWN / 'check.py'}")  # no networks
 STANDARD = sysconfig.get_path("stdlib") + os.sep
 LONGEST = 100  # characters of a line that are shown
-SIZES = "write sizes as numbers"
+SIZES = "write sizes other than the batch's as numbers"
+LENGTH = "take its shape[0]"
+ASKS = "asks for the type of a value, which none has while it is traced: take that check out"
 VALUES = "take out what depends on the values of tensors"
 LOOPS = ("GET_ITER", "FOR_ITER", "LIST_EXTEND", "SET_UPDATE", "UNPACK_SEQUENCE", "UNPACK_EX", "CALL_FUNCTION_EX")
 # By the beginning of an instruction's name: what the line does, and a way out where it is another than `SIZES`.
@@ -41,6 +43,16 @@ DEEDS = {
     ("RAISE_VARARGS",): ("raises, as it is handed no tensor with values while tracing", "take that check out"),
 }
 WALKING = ("zip", "enumerate", "list", "tuple", "map", "iter", "sorted", "reversed")
+# By the functions that make tensors: the method by which another tensor makes one like it, wherever that one is.
+MAKING = {
+    "zeros": "new_zeros(...)",
+    "ones": "new_ones(...)",
+    "full": "new_full(...)",
+    "tensor": "new_tensor(...)",
+    "empty": "new_empty(...)",
+    "rand": "new_empty(...).uniform_()",
+    "randn": "new_empty(...).normal_()",
+}
 NUMBERS = ("int", "float", "bool", "complex", "round", "math.")
 
 
@@ -66,7 +78,7 @@ class Line:
         """Return what the line does with a tensor that has no values yet, and the way out.
 
         >>> Line("net.py:7", "if x.sum() > 0:", "POP_JUMP_FORWARD_IF_FALSE", "x.sum() > 0").deed()
-        ("branches on a tensor's size or value", 'write sizes as numbers')
+        ("branches on a tensor's size or value", "write sizes other than the batch's as numbers")
         """
         if self.is_check:
             return "checks a tensor's size or value", "take that check out"
@@ -87,11 +99,13 @@ def _call(code: str) -> tuple[str, str]:
     if callee in NUMBERS or callee.startswith("math."):
         return "makes a number of a tensor's size or value", SIZES
     if callee == "len":
-        return "takes the length of a tensor", SIZES
+        return "takes the length of a tensor", LENGTH
     if callee == "range":
         return "counts up to a tensor's size or value", SIZES
     if callee in WALKING:
         return DEEDS[LOOPS]
+    if made := MAKING.get(callee.removeprefix("torch.")):
+        return f"calls `{callee}` with what is known only when the network runs", f"let a tensor make it, as x.{made}"
     return f"calls {f'`{callee}`' if callee else 'a function'} with what is known only when the network runs", SIZES
 
 
@@ -104,13 +118,13 @@ def last_line(error: BaseException) -> Line | None:
     ...     last_line(error).instruction
     'RAISE_VARARGS'
     """
-    found = [step for step in _steps(error) if not _is_foreign(step.tb_frame.f_code.co_filename)]
+    found = [step for step in _steps(error) if not is_foreign(step.tb_frame.f_code.co_filename)]
     return _line(found[-1].tb_frame, found[-1].tb_lineno, found[-1].tb_lasti) if found else None
 
 
 def running_line() -> Line | None:
     """Return the innermost line outside torch, Python's library and what traces that is running."""
-    frame = next((f for f, _ in traceback.walk_stack(None) if not _is_foreign(f.f_code.co_filename)), None)
+    frame = next((f for f, _ in traceback.walk_stack(None) if not is_foreign(f.f_code.co_filename)), None)
     return None if frame is None else _line(frame, frame.f_lineno, frame.f_lasti)
 
 
@@ -122,7 +136,8 @@ def _steps(error: BaseException) -> list[TracebackType]:
     return steps
 
 
-def _is_foreign(file: str) -> bool:
+def is_foreign(file: str) -> bool:
+    """Whether a file of code is torch's, Python's or of what traces, and none of a network's."""
     library = file.startswith(STANDARD) and "site-packages" not in file
     return library or file.startswith((TORCH, *ROOMS, "<frozen "))
 
@@ -155,6 +170,7 @@ class Untraceable(SpaceError):
         path: the innermost module in which it failed, "" for the network.
         kind: the class of that module.
         error: what running the forward on what stands for tensors raised.
+        asks: the line that asked for the type of a value before, if any.
         needs_values: whether what the forward computes with is more than sizes.
         keeps: whether it runs on tensors without values, so that a module kept whole does too.
     """
@@ -166,21 +182,20 @@ class Untraceable(SpaceError):
         path: str,
         kind: str,
         error: Exception,
+        asks: Line | None,
         needs_values: bool = False,
         keeps: bool = True,
     ) -> None:
-        self.told = network, mode, path, kind, error
+        self.told = network, mode, path, kind, error, asks
         inside = f"in {path!r} ({kind}) " if path else ""
         line = last_line(error)
         does, way_out = _told(error, line, needs_values)
-        keep = (
-            f", or keep that module whole by base.leaves = [{path!r}]"
-            if path and keeps and way_out.startswith(SIZES)
-            else ""
-        )
+        whole = path and keeps and way_out.startswith((SIZES, LENGTH))
+        keep = f", or keep that module whole by base.leaves = [{path!r}]" if whole else ""
+        earlier = f"; before that, {asks} {ASKS}" if asks and asks != line else ""
         super().__init__(
             f"The forward of {network!r} must be traceable by torch.fx{mode}, but {inside}{line or 'it'} {does}: "
-            f"{way_out}{keep}."
+            f"{way_out}{keep}{earlier}."
         )
 
     def but(self, needs_values: bool, keeps: bool) -> Untraceable:

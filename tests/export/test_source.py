@@ -295,6 +295,11 @@ class Caller(nn.Module):
         return self.inner(x, 2.0)
 
 
+class Gathering(nn.Module):
+    def forward(self, *parts):
+        return sum(parts)
+
+
 class Large(nn.Module):
     def __init__(self):
         super().__init__()
@@ -338,6 +343,7 @@ def within(module):
         ),
         (within(Foreign), r"'1.0' \(Foreign\) calls test_source.twice: use torch operations"),
         (within(Caller), r"called with its 1 required arguments .* but '1.0.inner' gets 2: make the others"),
+        (within(Gathering), r"name all that it takes .* but that of 'Gathering' takes \*args: name its arguments"),
         (within(Large), r"at most 64 values .* but '1.0.table' has 65: register it as a persistent buffer"),
         (hooked, r"no forward hooks, but '0' has: remove them"),
         (tied, r"must not be shared .* but '0.weight' and '1.weight' are one: give each"),

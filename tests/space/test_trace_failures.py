@@ -212,21 +212,25 @@ class Answering(Plain):
         return self.answer(logits, features) if self.training else logits
 
 
+AUXILIARY = "turn auxiliary outputs off by the base's own argument for that, or wrap the network"
+
+
 @pytest.mark.parametrize(
-    ("answer", "returned"),
+    ("answer", "returned", "way_out"),
     [
-        (lambda logits, features: {"logits": logits}, "dict"),
-        (lambda logits, features: (logits, logits), "tuple"),
-        (lambda logits, features: [logits, None], "list"),
-        (lambda logits, features: features, r"\(1, 4\)"),
+        (lambda logits, features: {"logits": logits}, "dict", AUXILIARY),
+        (lambda logits, features: (logits, logits), "tuple", AUXILIARY),
+        (lambda logits, features: [logits, None], "list", AUXILIARY),
+        (lambda logits, features: features, r"\(1, 4\)", "let it answer there as in evaluation, or wrap"),
+        (lambda logits, features: logits.repeat(5, 1), r"\(5, 2\)", "write no number of images down where it reads"),
     ],
 )
 def test_a_forward_that_answers_otherwise_in_training_is_refused(
-    answer: Callable[[Tensor, Tensor], object], returned: str
+    answer: Callable[[Tensor, Tensor], object], returned: str, way_out: str
 ) -> None:
     law = (
         r"^The forward of 'Answering' must return logits of shape \(1, 2\) in training too, but returned "
-        rf"{returned}: turn auxiliary outputs off by the base's own argument for that, or wrap the network so that it "
+        rf"{returned}: {way_out}"
     )
     with pytest.raises(SpaceError, match=law):
         trace(Answering(answer), SIZE)

@@ -9,41 +9,13 @@ import pytest
 import torch
 import torchvision
 from bare_asserts import five_channels, only_224, three_channels
+from spoiled import SIZE, Trunk, good, refusal, spoiled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsconv_nas.errors import SpaceError
 from bsconv_nas.space.trace import trace
 from bsconv_nas.space.trace_words import TORCH
-
-SIZE = (3, 32, 32)
-FORBIDDEN = ("Proxy", "symbolically traced", "torch.fx.wrap", "TraceError", "symbolic tracing", ": ;", ": .")
-
-
-class Trunk(nn.Module):
-    """What the others spoil."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
-
-    def maps(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.b(F.relu(self.a(x)))
-        return maps
-
-    def forward(self, x: Tensor) -> Any:
-        return self.head(self.maps(x).mean((2, 3)))
-
-
-def spoiled(change: Callable[[Trunk, Tensor], Any]) -> Trunk:
-    """Return a network whose forward is `change`."""
-    kind = type("Spoiled", (Trunk,), {"forward": change})
-    network: Trunk = kind()
-    return network
-
-
-def good(self: Trunk, x: Tensor) -> Any:
-    return Trunk.forward(self, x)
 
 
 def branch_on_values(self: Trunk, x: Tensor) -> Any:
@@ -107,12 +79,6 @@ def write(self: Trunk, x: Tensor) -> Any:
     return good(self, x)
 
 
-def type_check(self: Trunk, x: Tensor) -> Any:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"no {type(x)}")
-    return good(self, x)
-
-
 def zeros(self: Trunk, x: Tensor) -> Any:
     return good(self, x + torch.zeros(x.size(0), 3, 32, 32))
 
@@ -121,7 +87,7 @@ def to_numpy(self: Trunk, x: Tensor) -> Any:
     return good(self, torch.from_numpy(x.numpy()))
 
 
-SIZES, VALUES = "write sizes as numbers", "take out what depends on the values of tensors"
+SIZES, VALUES = "write sizes other than the batch's as numbers", "take out what depends on the values of tensors"
 FOLLOWED = [
     (branch_on_values, "return good(self, x) if x.mean() > 0 else good(self, -x)", "branches on", VALUES),
     (branch_on_sizes, "if x.shape[2] > 16:", "branches on", SIZES),
@@ -130,15 +96,14 @@ FOLLOWED = [
     (numbered, "enumerate(x.chunk(3, 1))", "loops over a tensor or its sizes", SIZES),
     (star, "x.reshape(1, *x.shape[1:])", "loops over a tensor or its sizes", SIZES),
     (to_int, "kept = int(x.size(1) * 1.0)", "makes a number of a tensor's size or value", SIZES),
-    (length, "len(x)", "takes the length of a tensor", SIZES),
+    (length, "len(x)", "takes the length of a tensor", "take its shape[0]"),
     (count, "for i in range(x.size(1)):", "counts up to", SIZES),
     (largest, "max(x.size(1), 3)", "calls `max` with what is known only when the network runs", SIZES),
     (member, "x.size(1) in (3, 4)", "looks for a tensor's size or value", SIZES),
     (lookup, "{3: 1.0}[x.size(1)]", "needs what is known only when the network runs", SIZES),
     (write, "x[:, 0] = 0", "writes into a part of a tensor", "join parts by torch.cat or multiply by a mask"),
     (three_channels, "assert x.shape[1] == 3", "checks a tensor's size or value", "take that check out"),
-    (type_check, "raise TypeError(", "raises", "take that check out"),
-    (zeros, "torch.zeros(x.size(0), 3, 32, 32)", "calls `torch.zeros` with", SIZES),
+    (zeros, "torch.zeros(x.size(0), 3, 32, 32)", "calls `torch.zeros` with", "let a tensor make it, as x.new_zeros("),
     (to_numpy, "torch.from_numpy(x.numpy())", "calls `torch.from_numpy` with", VALUES),
 ]
 
@@ -155,18 +120,6 @@ def test_a_line_that_cannot_be_followed_is_shown_and_named(forward: Any, shown: 
     assert does.startswith(deed)
     assert way_out in does.partition(": ")[2]
     assert "base.leaves" not in does, "the network itself cannot be kept whole"
-
-
-def refusal(network: nn.Module, size: tuple[int, int, int] = SIZE) -> str:
-    """Return what is said of a network that is refused, which must be one sentence without words of torch.fx."""
-    with pytest.raises(SpaceError) as refused:
-        trace(network, size)
-    said = str(refused.value)
-    shown = re.sub("`[^`]*`", "", said)  # without the user's own lines
-    assert not any(word in shown for word in FORBIDDEN), said
-    assert said.endswith(".")
-    assert "\n" not in said
-    return said
 
 
 @pytest.mark.parametrize(
@@ -196,7 +149,7 @@ def test_a_module_that_cannot_be_followed_may_be_kept_whole() -> None:
     network = nn.Sequential(Halving(), Trunk())
     said = refusal(network)
     assert "but in '0' (Halving) its line `if x.shape[2] > 16:`" in said
-    assert said.endswith(": write sizes as numbers, or keep that module whole by base.leaves = ['0'].")
+    assert said.endswith(f": {SIZES}, or keep that module whole by base.leaves = ['0'].")
     assert trace(network, SIZE, leaves=["0"]).num_classes == 10
 
 
@@ -216,7 +169,7 @@ class Padded(nn.Module):
 
 def test_a_module_that_makes_tensors_of_its_own_is_not_told_to_be_kept_whole() -> None:
     network = nn.Sequential(Padded(), Trunk())
-    assert refusal(network).endswith(": write sizes as numbers.")
+    assert refusal(network).endswith(": let a tensor make it, as x.new_zeros(...).")
     with pytest.raises(SpaceError):
         trace(network, SIZE, leaves=["0"])
 
@@ -335,7 +288,8 @@ def test_a_tensor_that_is_no_buffer_is_named() -> None:
     assert held.endswith(" computes with 'mean', which is no buffer: register it by register_buffer.")
     assert "line `return good(self, x - y)`" in made
     assert made.endswith(
-        "a tensor that the forward makes, which is no buffer: make it in __init__, by register_buffer."
+        "a tensor that the forward makes, which is no buffer: make it in __init__ by register_buffer, or let a tensor "
+        "make it, as x.new_tensor(...) or x.new_empty(...).normal_()."
     )
     network = Holding()
     mean = vars(network).pop("mean")
