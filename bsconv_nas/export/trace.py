@@ -61,10 +61,12 @@ def trace(module: nn.Module, path: str) -> tuple[fx.Graph, fx.Graph | None]:
     Raises:
         ExportError: the forward cannot be traced, or gives a child more than its required arguments.
     """
-    graph = _graph(module.eval(), path)
+    module.eval()  # what a module's own returns is not asked for
+    graph = _graph(module, path)
     _check_calls(graph, module, path)
+    module.train()
     try:
-        training = _graph(module.train(), path)
+        training = _graph(module, path)
     except ExportError:
         return graph, None
     finally:

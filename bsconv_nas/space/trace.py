@@ -60,7 +60,9 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     _check_plain(module)
     check_shapes(module)
     _check_type(module)
-    meta = with_own_activations(_without_values(module).eval())
+    copied = _without_values(module)
+    _check_mode(copied)
+    meta = with_own_activations(copied)
     _check_leaves(meta, leaves)
     image = torch.empty(1, *input_size, dtype=torch.float32, device="meta")
     recorder, result = _recorded(module, meta, leaves, image)
@@ -137,6 +139,15 @@ def _check_type(module: nn.Module) -> None:
         raise SpaceError(
             f"A base must have float32 weights, but those of {type(module).__name__!r} are {min(map(str, types))}: "
             "call its float()."
+        )
+
+
+def _check_mode(module: nn.Module) -> None:
+    """Put a copy of the base into evaluation, and refuse a base that could not be handed on in a mode."""
+    if module.eval() is not module:
+        raise SpaceError(
+            f"The train of a base must return the base, as nn.Module's does, but that of {type(module).__name__!r} "
+            "does not: end it by `return self`."
         )
 
 

@@ -9,6 +9,7 @@ import ast
 import dis
 import linecache
 import os
+import re
 import sysconfig
 import traceback
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ MAKING = {
     "rand": "new_empty(...).uniform_()",
     "randn": "new_empty(...).normal_()",
 }
+PROPERTY = re.compile(r"\.(device|dtype|is_cuda|requires_grad)\b")
 NUMBERS = ("int", "float", "bool", "complex", "round", "math.")
 
 
@@ -84,6 +86,8 @@ class Line:
             return "checks a tensor's size or value", "take that check out"
         if self.instruction.startswith("CALL") and self.instruction not in LOOPS:
             return _call(self.part)
+        if PROPERTY.search(self.part):
+            return "asks where a tensor lies or of which type its values are", "take that question out"
         unknown = ("needs what is known only when the network runs", "")
         does, instead = next((deed for names, deed in DEEDS.items() if self.instruction.startswith(names)), unknown)
         return does, instead or SIZES

@@ -257,6 +257,25 @@ def test_bare_tensors_keep_their_kinds():
     assert torch.equal(model.weights, network.weights)
 
 
+class Silent(nn.Module):
+    """Its train returns nothing, as that of many a hand-written block."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def test_a_block_whose_train_returns_nothing_becomes_source():
+    assert "class Silent(nn.Module)" in write_source(nn.Sequential(nn.Conv2d(3, 4, 1), Silent()))
+
+
 def test_writing_leaves_the_network_as_it_is():
     network = nn.Sequential(Tensors(4), Dropping()).train()
     before = {**vars(network[0])}

@@ -73,6 +73,10 @@ def lookup(self: Trunk, x: Tensor) -> Any:
     return good(self, x * {3: 1.0}[x.size(1)])
 
 
+def on_device(self: Trunk, x: Tensor) -> Any:
+    return good(self, x if x.device.type == "cpu" else x * 1.0)
+
+
 def write(self: Trunk, x: Tensor) -> Any:
     x = x.clone()
     x[:, 0] = 0
@@ -101,6 +105,7 @@ FOLLOWED = [
     (largest, "max(x.size(1), 3)", "calls `max` with what is known only when the network runs", SIZES),
     (member, "x.size(1) in (3, 4)", "looks for a tensor's size or value", SIZES),
     (lookup, "{3: 1.0}[x.size(1)]", "needs what is known only when the network runs", SIZES),
+    (on_device, 'x.device.type == "cpu"', "asks where a tensor lies or of which type", "take that question out"),
     (write, "x[:, 0] = 0", "writes into a part of a tensor", "join parts by torch.cat or multiply by a mask"),
     (three_channels, "assert x.shape[1] == 3", "checks a tensor's size or value", "take that check out"),
     (zeros, "torch.zeros(x.size(0), 3, 32, 32)", "calls `torch.zeros` with", "let a tensor make it, as x.new_zeros("),

@@ -80,6 +80,25 @@ def test_a_forward_that_is_mended_as_told_becomes_a_space(forward: Any, way_out:
     nas.SearchSpace.from_module(spoiled(mended), input_size=SIZE, operators=["regular", "dsc"]).check()
 
 
+class Silent(Trunk):
+    """Keeps a layer from training, and forgets what train returns."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.b.eval()
+
+
+class Returning(Silent):
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        return self
+
+
+def test_a_base_whose_train_returns_nothing_is_told_what_to_return() -> None:
+    assert refusal(Silent()).endswith("but that of 'Silent' does not: end it by `return self`.")
+    nas.SearchSpace.from_module(Returning(), input_size=SIZE, operators=["regular", "dsc"]).check()
+
+
 class Reading(Trunk):
     """A recurrent layer reads columns and answers with a pair."""
 
