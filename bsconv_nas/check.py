@@ -173,17 +173,19 @@ class _Network:
         return sum(parameter.numel() for parameter in self.model.get_submodule(path).parameters())
 
     def _compare_macs(self) -> None:
-        """Refuse another count; what is computed once for a batch is counted for one image."""
+        """Refuse another count; what is computed once for a batch, and is less than that, is counted for one image."""
         for batch in (BATCH, 1):
             flops = self._counted(batch)
             done = multiply_adds(flops.get("Global", {}))
             if done == batch * self._costs.macs:
                 return
+            if done > batch * self._costs.macs:
+                break
         name = type(self.model).__name__
-        where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})))
+        where = self._where("macs", lambda path: multiply_adds(flops.get(f"{name}.{path}", {})) // batch)
         raise SpaceError(
             f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
-            f"{done:,}{where}."
+            f"{done // batch:,}{where}."
         )
 
     def _counted(self, batch: int) -> Mapping[str, Mapping[Any, int]]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brought_networks import BROKEN, CLASSES, KEPT, SIZE, Brought, InClosure, OnlyInList, Plain, Unpacking
-from networks_of_weights import OF_WEIGHTS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from unbatched_networks import UNBATCHED, Pairs
 
 import bsconv_nas as nas
 from bsconv_nas import check as module
@@ -44,9 +44,9 @@ def multiply_adds(model: nn.Module) -> float:
     return sum(count for operation, count in counts.items() if operation != torch.ops.aten.bmm) / 2
 
 
-@pytest.mark.parametrize("name", KEPT | OF_WEIGHTS)
+@pytest.mark.parametrize("name", KEPT | UNBATCHED)
 def test_what_is_brought_becomes_a_space_that_keeps_its_word(name: str) -> None:
-    brought = (KEPT | OF_WEIGHTS)[name]
+    brought = (KEPT | UNBATCHED)[name]
     space = space_of(brought)
     fixed = [f"{entry.name}: {entry.reason}" for entry in space.table.graph.fixed]
     for beginning in brought.fixed:
@@ -119,6 +119,13 @@ def test_a_count_that_is_off_is_seen_with_its_layer_and_the_line_that_calls_it(
     law = rf"the [\d,]+ {noun}.* that the table counts, .* \({path!r} has [\d,]+ instead of [\d,]+\){way_out}$"
     with pytest.raises(SpaceError, match=law):
         space.check()
+
+
+def test_work_that_grows_faster_than_the_images_is_seen() -> None:
+    with pytest.raises(
+        SpaceError, match=r"an image that the table counts, but does .* \('pair' has 720 instead of 144"
+    ):
+        space_of(Brought(Pairs)).check()
 
 
 def test_an_export_that_answers_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,6 @@ class Recorder(fx.Interpreter):
         super().__init__(base, graph=graph)  # no GraphModule: its code has no names for children such as "class"
         self.uses = uses
         self.variables: Variables = other.variables if other else Variables()
-        self.layers: dict[str, tuple[int, ...]] = other.layers if other else {}
         self.values: dict[fx.Node, Value] = {}
         self.fields: dict[fx.Node, dict[str, Any]] = {}
         self.fixed: list[Fixed] = []
@@ -124,8 +123,7 @@ class Recorder(fx.Interpreter):
         return multiply_adds(flops)
 
     def _record(self, n: fx.Node, result: torch.Tensor, macs: int) -> None:
-        has_batch = n.op == "placeholder" or any(value.has_batch for value in self._inputs(n))
-        visit = self._visit(n, _shape_of_one(result, has_batch), macs)
+        visit = self._visit(n, _shape_of_one(result), macs)
         variable, features = self._rule(n, visit)(visit)
         if n.op == "call_function" and n.target in CONVOLUTIONS:
             visit.reason = "its weight is no convolution layer's own"
@@ -137,7 +135,7 @@ class Recorder(fx.Interpreter):
         macs, params = self._dues(n)
         visit.fields |= {"macs": visit.fields.get("macs", 0) + macs, "params": visit.fields.get("params", 0) + params}
         self.fields[n] = visit.fields
-        self.values[n] = Value(variable, features, len(self.values), visit.shape, has_batch)
+        self.values[n] = Value(variable, features, len(self.values), visit.shape)
         self._kept.append(result)
 
     def _owe(self, n: fx.Node, macs: int) -> None:
@@ -156,7 +154,7 @@ class Recorder(fx.Interpreter):
         weights = self._new_weights(n)
         name, values = label(self.module, n), self._inputs(n)
         call = (name, path, n.target, module, n.args, n.kwargs)
-        return Visit(self.variables, self.layers, *call, values, shape, macs, weights)
+        return Visit(self.variables, *call, values, shape, macs, weights)
 
     def _attribute(self, path: str) -> nn.Parameter | None:
         owner, _, name = path.rpartition(".")
@@ -231,10 +229,13 @@ def label(root: nn.Module, n: fx.Node) -> str:
     return str(n.target) if n.op == "call_module" else getattr(n.target, "__name__", str(n.target))
 
 
-def _shape_of_one(tensor: torch.Tensor, has_batch: bool) -> tuple[int, ...]:
-    """Return the shape without the axis of the batch, or one of extent 1 that stands there to be broadcast."""
+def _shape_of_one(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape without a first axis of one index: the batch, or what is broadcast over it.
+
+    A longer one is no batch of one image: rows of weights, or several samples made of the image.
+    """
     shape = tuple(tensor.shape)
-    return shape[1:] if has_batch or (len(shape) > 1 and shape[0] == 1) else shape
+    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
 
 
 def _version(value: Any) -> int:

@@ -184,7 +184,7 @@ def opaque(visit: Visit, reason: str = "") -> tuple[int, int]:
         visit.variables.fix(value.variable, f"enters {visit.label}")
     visit.fields |= {"params": visit.weights, "macs": visit.macs}
     if visit.module is not None:
-        visit.keep_layer()
+        visit.fix_layer()
     if isinstance(visit.module, nn.Conv2d):
         visit.reason = reason or "its class has a forward of its own"
     return visit.fresh(f"leaves {visit.label}")
@@ -218,8 +218,8 @@ def _planar(visit: Visit) -> tuple[int, int]:
 
 def _conv(visit: Visit) -> tuple[int, int]:
     conv = cast(nn.Conv2d, visit.module)
-    if len(visit.shape) != 3:  # weights have more axes, of which the first is neither batch nor channels
-        return opaque(visit, "it reads weights")
+    if len(visit.shape) != 3:  # the first is neither the batch nor the channels
+        return opaque(visit, "it reads several maps at once")
     reads = visit.values[0].variable
     if conv.groups == 1:
         visit.fields["place"] = Place("conv", _spec(conv))

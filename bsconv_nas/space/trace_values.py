@@ -13,11 +13,18 @@ __all__ = ["Rule", "Value", "Variables", "Visit"]
 
 @dataclass(slots=True)
 class Variables:
-    """Union-find over channel variables; a root knows its channels and why it is fixed."""
+    """Union-find over channel variables; a root knows its channels and why it is fixed.
+
+    Attributes:
+        layers: by path, what a layer with weights reads and writes at each of its calls.
+        stiff: the paths of layers that are also called where they could not follow.
+    """
 
     parent: list[int] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stiff: set[str] = field(default_factory=set)
 
     def new(self, channels: int, reason: str = "") -> int:
         """Return a new variable."""
@@ -48,14 +55,13 @@ class Variables:
 class Value:
     """A traced tensor: its channel variable, values per channel of its first axis, and its node's index.
 
-    `shape` is that of one image; weights and what is computed from them alone have no axis of the batch to leave out.
+    `shape` is that for one image; without the first axis where that has one index, as the batch has then.
     """
 
     variable: int
     features: int
     node: int
     shape: tuple[int, ...]
-    has_batch: bool
 
 
 @dataclass(slots=True)
@@ -67,7 +73,6 @@ class Visit:
     """
 
     variables: Variables
-    layers: dict[str, tuple[int, ...]]
     label: str
     path: str
     target: Any
@@ -91,24 +96,22 @@ class Visit:
 
     def layer(self, reads: int, writes: Callable[[], int]) -> int:
         """Return the output variable of a layer with weights, the same at each of its calls."""
-        known = self.layers.get(self.path)
-        if known is None:
-            self.layers[self.path] = reads, (after := writes())
-            return after
-        self.fields["shared"] = True
-        if not known:
-            self.variables.fix(reads, f"enters {self.label}")
-            self.variables.fix(after := writes(), f"leaves {self.label}")
-            return after
-        before, after = known
+        layers, is_stiff = self.variables.layers, self.path in self.variables.stiff
+        if self.path in layers or is_stiff:
+            self.fields["shared"] = True
+        if self.path not in layers:
+            layers[self.path] = reads, writes()
+        before, after = layers[self.path]
         self.variables.tie(before, reads)
+        if is_stiff:
+            self.fix_layer()
         return after
 
-    def keep_layer(self) -> None:
-        """Fix what the called layer reads and writes elsewhere too: here it would not follow."""
-        for variable in self.layers.get(self.path, ()):
-            self.variables.fix(variable, f"enters {self.label}")
-        self.layers[self.path] = ()
+    def fix_layer(self) -> None:
+        """Fix what the called layer reads and writes at its other calls: at this one it could not follow."""
+        self.variables.stiff.add(self.path)
+        for variable in self.variables.layers.get(self.path, ()):
+            self.variables.fix(variable, f"enters or leaves {self.label}")
 
 
 Rule = Callable[[Visit], tuple[int, int]]  # from a call to the variable of its output and its features

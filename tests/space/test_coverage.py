@@ -324,7 +324,7 @@ class Measuring(nn.Module):
 def test_what_cannot_be_traced_is_refused_with_its_line_and_the_way_out() -> None:
     law = (
         r"^The forward of 'Measuring' must be traceable by torch\.fx, but in 'inner\.0' \(Measured\) its line `.*` "
-        r"\(.*test_coverage\.py:\d+\) branches on .*: write sizes as numbers, or keep that module whole by "
+        r"\(.*test_coverage\.py:\d+\) branches on .*: write sizes other than the batch's as numbers, or keep that module whole by "
         r"base\.leaves = \['inner\.0'\]\.$"
     )
     with pytest.raises(SpaceError, match=law):

@@ -1,4 +1,4 @@
-"""Networks that compute with bare weights, which have no axis of the batch: one more table of what is owed."""
+"""Networks whose values have not the images alone in their first axis: one more table of what is owed."""
 
 import torch
 from brought_networks import Brought, Plain, unit
@@ -96,7 +96,50 @@ class MeanFirst(Tokens):
         return mean + self.head(self.c(x).flatten(2).transpose(1, 2)).mean(1)
 
 
-OF_WEIGHTS = {
+class Gram(Plain):
+    """What is made of the features has no axis of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        return self.head(self.c(x).mean((2, 3)) + x.mean((0, 2, 3)) * x.new_tensor([0.5] * 12))
+
+
+class Folded(Plain):
+    """Pixels stand in the axis of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.norm = nn.Linear(12, 12), nn.BatchNorm1d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).flatten(2).transpose(1, 2)
+        keys = self.norm(self.key(x.reshape(-1, 12))).view(x.shape[0], -1, 12)
+        return self.head(keys.mean(1))
+
+
+class Twice(Plain):
+    """Each image and its mirrored twin, side by side in the axis of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = self.b(torch.cat([x, x.flip(3)], 0))
+        x = x[: x.shape[0] // 2] + x[x.shape[0] // 2 :]
+        return self.head(self.c(x).mean((2, 3)))
+
+
+class Pairs(Plain):
+    """Right for one image, and more work for each the more there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).mean((2, 3))
+        return self.head(self.pair(x.unsqueeze(0) + x.unsqueeze(1)).mean(1))
+
+
+UNBATCHED = {
     "rows through a layer": Brought(Queried, ("width.c.0: leaves mean",)),
     "one row through a layer": Brought(lambda: Queried(1, 12)),
     "a vector through a layer": Brought(lambda: Queried(12)),
@@ -105,7 +148,10 @@ OF_WEIGHTS = {
     "factors made of a vector": Brought(Scaled),
     "a norm of rows and features": Brought(Normed),
     "slopes for rows and features": Brought(Sloped),
-    "a convolution of maps and images": Brought(Mapped, ("conv.a.0: it reads weights",)),
+    "a convolution of maps and images": Brought(Mapped, ("conv.a.0: it reads several maps at once",)),
+    "means over all images": Brought(Gram),
+    "pixels in the axis of the batch": Brought(Folded, ("width.c.0: ",)),
+    "twins in the axis of the batch": Brought(Twice, ("conv.b.0: it reads several maps at once",)),
     "tokens and features through one classifier": Brought(Tokens, ("width.d.0: ",)),
     "features and tokens through one classifier": Brought(MeanFirst, ("width.d.0: ",)),
 }
