@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import tempfile
 import time
@@ -26,7 +25,7 @@ from bsconv_nas.network.build import instantiate
 from bsconv_nas.space.base import Base
 from bsconv_nas.space.extremes import extremes
 from bsconv_nas.space.table import Architecture
-from bsconv_nas.space.trace_failures import raised
+from bsconv_nas.space.trace_failures import copied, raised
 from bsconv_nas.space.trace_record import multiply_adds
 from bsconv_nas.space.trace_seed import seeded
 from bsconv_nas.training.guard import StridedPointwiseGuard
@@ -155,8 +154,8 @@ class _Network:
         yield from self._compare_export()
 
     def _copy(self, device: str = "") -> nn.Module:
-        copied = copy.deepcopy(self.model)
-        return copied.to(device) if device else copied
+        model = copied(self.model)
+        return model.to(device) if device else model
 
     def _row(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self._architecture.indices, dtype=np.int64)
@@ -213,7 +212,11 @@ class _Network:
     def _way_to_count(self, path: str) -> str:
         owner = _owner(self.model, path)
         whole = f", or keep it whole by base.leaves = [{owner!r}]" if owner else ""
-        return f"let {_line(self.model, path)} call the same layers in every network{whole}"
+        is_base = self._architecture == self._space.table.base
+        alike = (
+            "the same layers in every network" if not is_base else "its layers whatever type and attributes values have"
+        )
+        return f"let {_line(self.model, path)} call {alike}{whole}"
 
     def _has(self, path: str) -> bool:
         return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
@@ -236,7 +239,7 @@ class _Network:
     def _way_to_run(self) -> str:
         """Return what helps a network that does not run: the base does, on one image."""
         if self._architecture == self._space.table.base:
-            return "write no number of images down in the forward"
+            return "let it compute for any number of images as for one"
         return "call layers by the attributes that hold them, and write no number of channels down in the forward"
 
     def _check_form(self, answer: Any, mode: str) -> None:
@@ -303,7 +306,9 @@ class _Network:
         except Exception as error:  # of code that was never seen before
             yield f"the exported source ({described(error)})"
             return
-        way_out = "let the forward keep to operations on tensors, without contexts such as torch.autocast"
+        way_out = (
+            "let the forward keep to operations on tensors, without contexts such as torch.autocast or asking for types"
+        )
         law = f"{self._name} must answer as its exported source does"
         yield from _compare_answers(exported, self._copy(), self._space.input_size, law, way_out)
 
@@ -319,7 +324,7 @@ def _without_values(space: SearchSpace, architecture: Architecture) -> nn.Module
 
 def _compare_base(space: SearchSpace) -> Iterator[str]:
     """Refuse a base that answers otherwise once it is built from the table; yield why it cannot be compared."""
-    base = instantiate(space.base) if isinstance(space.base, Base) else copy.deepcopy(space.base)
+    base = instantiate(space.base) if isinstance(space.base, Base) else copied(space.base)
     built = space.build(space.table.base)
     state, own = base.state_dict(), built.state_dict()
     if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:

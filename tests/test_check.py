@@ -115,7 +115,8 @@ def test_a_count_that_is_off_is_seen_with_its_layer_and_the_line_that_calls_it(
     space = miscounted(factory, path, lambda node: dataclasses.replace(node, **{column: 1}))
     noun = {"macs": "multiply-adds", "params": "parameters"}[column]
     line = re.escape(f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}")
-    way_out = rf": let {line} call the same layers in every network" + (rf", or .* = \['{leaf}'\]\." if leaf else r"\.")
+    leaves = rf", or .* = \['{leaf}'\]\." if leaf else r"\."
+    way_out = rf": let {line} call its layers whatever type and attributes values have{leaves}"
     law = rf"the [\d,]+ {noun}.* that the table counts, .* \({path!r} has [\d,]+ instead of [\d,]+\){way_out}$"
     with pytest.raises(SpaceError, match=law):
         space.check()

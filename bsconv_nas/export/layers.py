@@ -53,7 +53,8 @@ def layer(module: nn.Module, cls: type[nn.Module], path: str) -> Call:
     if not _rebuilds(module, cls, {name: value for name, value, _ in arguments}):
         raise ExportError(
             f"A layer must be what its constructor makes of its attributes, but {path!r} is no plain "
-            f"nn.{cls.__name__}: remove the parametrization or change made after construction."
+            f"nn.{cls.__name__}: undo what was changed since, as by a parametrization, or take a layer that keeps its "
+            "constructor's arguments."
         )
     return Call(
         f"nn.{cls.__name__}",

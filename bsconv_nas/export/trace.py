@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from bsconv_nas.errors import ExportError
-from bsconv_nas.space.trace_words import last_line
+from bsconv_nas.space.trace_symbolic import Standin
+from bsconv_nas.space.trace_words import Line, last_line
 
 __all__ = ["trace"]
 
@@ -23,6 +24,14 @@ class _Tracer(fx.Tracer):
     """Traces one module: children are leaves, required parameters become placeholders, others keep their defaults."""
 
     proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[fx.Node, Line]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the result of a node."""
+        return Standin(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import inspect
@@ -19,7 +18,7 @@ from bsconv_nas.space.base import Base
 from bsconv_nas.space.graph import Node
 from bsconv_nas.space.table import Architecture, Table
 from bsconv_nas.space.trace_activations import with_own_activations
-from bsconv_nas.space.trace_failures import check_shapes
+from bsconv_nas.space.trace_failures import check_shapes, copied
 
 __all__ = ["build", "instantiate", "seeded_build"]
 
@@ -104,7 +103,7 @@ def build(base: Base | nn.Module, table: Table, architecture: Architecture) -> n
         table: the space.
         architecture: one of its networks.
     """
-    module = with_own_activations(instantiate(base) if isinstance(base, Base) else copy.deepcopy(base))
+    module = with_own_activations(instantiate(base) if isinstance(base, Base) else copied(base))
     row, places = architecture.indices, _places(module)
     for index, node in enumerate(table.graph.nodes):
         if not node.path or node.shared or not table.is_alive(node.block, row) or not _varies(table, index):

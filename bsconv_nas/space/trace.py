@@ -5,7 +5,6 @@ This file and its neighbours `trace_*` are the only ones of the room that import
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import fnmatch
@@ -21,7 +20,7 @@ from bsconv_nas.space.graph import Block, Fixed, Graph, Group, Node
 from bsconv_nas.space.places import Place
 from bsconv_nas.space.trace_activations import with_own_activations
 from bsconv_nas.space.trace_blocks import droppable_blocks, element, module_paths
-from bsconv_nas.space.trace_failures import check_shapes, explained, uncopied, without_batch
+from bsconv_nas.space.trace_failures import astray, check_hooks, check_shapes, copied, explained, misled, without_batch
 from bsconv_nas.space.trace_places import fused
 from bsconv_nas.space.trace_record import Recorder, label
 from bsconv_nas.space.trace_rules import ACTIVATIONS, NORMS
@@ -59,6 +58,7 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
         )
     _check_plain(module)
     check_shapes(module)
+    check_hooks(module)
     _check_type(module)
     copied = _without_values(module)
     _check_mode(copied)
@@ -66,12 +66,12 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     _check_leaves(meta, leaves)
     image = torch.empty(1, *input_size, dtype=torch.float32, device="meta")
     recorder, result = _recorded(module, meta, leaves, image)
-    if not isinstance(result, torch.Tensor) or result.dim() != 2:
+    if not isinstance(result, torch.Tensor) or result.dim() != 2 or len(result) != 1:
         taken = without_batch(meta, image) if isinstance(result, torch.Tensor) and result.dim() < 2 else ""
         raise SpaceError(
             f"The forward of {type(module).__name__!r} must return logits of shape (N, classes) for a batch of shape "
             f"{tuple(image.shape)}, but returned {_shape_or_type(result)}"
-            f"{f', {taken}' if taken else ': flatten and classify, or wrap the network'}."
+            f"{f', {taken}' if taken else ': flatten and classify each image, or wrap the network'}."
         )
     if recorder.unread or reads_training(type(module)):  # training may compute something else
         training, answer = _recorded(module, meta, leaves, image, recorder)
@@ -98,9 +98,7 @@ def _other_answer(module: nn.Module, answer: Any, shape: torch.Size) -> str:
         switch = next((name for name, value in vars(module).items() if "aux" in name and value is True), "")
         asked = f"base.arguments = {{ {switch} = false }}" if switch else "the base's own argument for that"
         return f"turn auxiliary outputs off by {asked}, or {alone}"
-    if answer.shape[1:] == shape[1:]:
-        return "write no number of images down where it reads self.training, but take x.shape[0]"
-    return f"let it answer there as in evaluation, or {alone}"
+    return f"let it answer there as in evaluation, by one row of logits for each image, or {alone}"
 
 
 def _recorded(
@@ -111,14 +109,21 @@ def _recorded(
     Raises:
         SpaceError: its forward fails even when it is simply called, cannot be traced, or needs values.
     """
-    training, asks = other is not None, None
+    training, traced, recorder = other is not None, None, None
     try:
         traced = symbolic_graph(meta, leaves, training)
-        recorder, asks = Recorder(meta, traced.graph, traced.uses, other), traced.asks
+        recorder = Recorder(meta, traced.graph, traced.uses, other)
         with torch.no_grad(), frozen(meta):
-            return recorder, recorder.run(image)
+            answer = recorder.run(image)
     except Exception as error:  # whatever the user's forward raises
-        raise explained(module, meta, image, training, error, asks) from None
+        asked = traced.asked if traced else getattr(error, "asked", ())
+        place = traced.places.get(recorder.running) if traced and recorder and recorder.running else None
+        if line := astray(meta, asked, image):
+            raise misled(module, line) from None
+        raise explained(module, meta, image, training, error, place) from None
+    if line := astray(meta, traced.asked, image):
+        raise misled(module, line)
+    return recorder, answer
 
 
 def _check_plain(module: nn.Module) -> None:
@@ -155,10 +160,7 @@ def _without_values(module: nn.Module) -> nn.Module:
     """Return a copy on the meta device; weights that modules share stay shared."""
     empty: dict[int, Any] = {id(b): b.to("meta") for b in module.buffers()}
     empty |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
-    try:
-        return copy.deepcopy(module, empty)
-    except Exception as error:  # whatever the user's module raises when it is copied
-        raise uncopied(module, empty) from error
+    return copied(module, empty)
 
 
 def _shape_or_type(result: Any) -> str:

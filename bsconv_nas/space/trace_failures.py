@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from bsconv_nas.errors import SpaceError, first_line
-from bsconv_nas.space.trace_words import ASKS, Line, Untraceable, last_line, running_line
+from bsconv_nas.space.trace_words import QUESTION, Line, Place, Untraceable, last_line, line_at, running_line
 
-__all__ = ["MixedTypes", "check_shapes", "check_types", "explained", "raised", "uncopied", "without_batch"]
+__all__ = [
+    "MixedTypes",
+    "astray",
+    "check_hooks",
+    "check_shapes",
+    "check_types",
+    "copied",
+    "explained",
+    "misled",
+    "raised",
+    "without_batch",
+]
 
 Size = tuple[int, int, int]
 # What is tried where a forward fails: the sizes of common data sets [pixels], for this long, on networks of so many
@@ -47,6 +60,19 @@ def check_shapes(module: nn.Module) -> None:
             )
 
 
+def check_hooks(module: nn.Module) -> None:
+    """Refuse a base with a hook whose closure holds a module of it: copies would call the hook of the original."""
+    own = {*module.modules()}
+    for path, inner in module.named_modules():
+        for hook in (*inner._forward_hooks.values(), *inner._forward_pre_hooks.values()):
+            cells = getattr(hook, "__closure__", None) or ()
+            if any(isinstance(cell.cell_contents, nn.Module) and cell.cell_contents in own for cell in cells):
+                raise SpaceError(
+                    f"A base must be copied with its hooks, but one of {path!r} ({type(inner).__name__}) holds the "
+                    "network in a closure, which copies share: let the forward keep what the hook keeps."
+                )
+
+
 def check_types(path: str, layer: nn.Module, value: object) -> None:
     """Raise `MixedTypes` for values that a layer would refuse; norms with float32 weights take shorter floats too."""
     weight = layer._parameters.get("weight")  # one of a parametrization would be computed, and counted
@@ -58,7 +84,7 @@ def check_types(path: str, layer: nn.Module, value: object) -> None:
 
 
 def explained(
-    module: nn.Module, meta: nn.Module, image: Tensor, training: bool, error: Exception, asks: Line | None
+    module: nn.Module, meta: nn.Module, image: Tensor, training: bool, error: Exception, place: Place | None
 ) -> SpaceError:
     """Return why the trace of a network ended in `error`.
 
@@ -68,7 +94,7 @@ def explained(
         image: of shape (1, C, H, W), on the meta device; in training two are tried, as norms need more than one value.
         training: in which mode.
         error: a `SpaceError` where there is no graph, or what its run on the meta device raised.
-        asks: the first line to ask for the type of a value while it was traced, if any.
+        place: where the operation that failed there stands in the code, if it is known.
     """
     name = repr(type(module).__name__)
     if isinstance(error, MixedTypes):
@@ -77,11 +103,11 @@ def explained(
             "network's float(), and let its forward and its buffers keep to float32."
         )
     batch = torch.ones(1 + training, *image.shape[1:], dtype=image.dtype)
-    real = _with_values(copy.deepcopy(module))
+    real = _with_values(copied(module))
     if (wrong := _raised(real.train(training), batch)) is not None:
         return _fails(name, real, batch, training, wrong)
     try:
-        bare, helped, last = (copy.deepcopy(meta).train(training) for _ in range(3))
+        bare, helped, several, last = (copy.deepcopy(meta).train(training) for _ in range(4))
     except Exception:  # the forward keeps what it computes, and the trace has left its own there
         return error if isinstance(error, SpaceError) else SpaceError(f"The forward of {name} must not keep tensors.")
     without_values = _raised(bare, image)
@@ -92,10 +118,17 @@ def explained(
     if isinstance(error, SpaceError):
         return error
     law = f"The forward of {name} must run on torch's meta device, where tensors have no values, but"
-    if without_values is None and asks:
-        return SpaceError(f"The forward of {name} must be traceable by torch.fx, but {asks} {ASKS}.")
     if without_values is None:
-        return SpaceError(f"{law} what torch.fx traces of it does not ({first_line(error)}): use other operations.")
+        told = f"{line_at(place) if place else 'it'} fails there ({first_line(error)})"
+        return SpaceError(
+            f"The forward of {name} must be traceable by torch.fx, but {told}: let it ask for no value's type and "
+            "attributes, and change nothing that it reads again."
+        )
+    if training and _raised(several, torch.cat([image, image])) is None:
+        return SpaceError(
+            f"The forward of {name} must compute for any number of images in training, but: "
+            f"{raised(several, without_values)}; write no number of images down in it."
+        )
     line = last_line(without_values) or "it"
     if not needs_values:
         return SpaceError(
@@ -107,7 +140,51 @@ def explained(
     return SpaceError(f"{law} {line} needs values ({first_line(without_values)}): take out what depends on them.")
 
 
-def uncopied(module: nn.Module, given: dict[int, object]) -> SpaceError:
+class _Types(fx.Interpreter):
+    """Notes what the operations of a graph answer with."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.found: dict[fx.Node, type[Any]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what a node computes."""
+        result = super().run_node(n)
+        self.found[n] = type(result)
+        return result
+
+
+def astray(meta: nn.Module, asked: Sequence[tuple[fx.Node, Line]], image: Tensor) -> Line | None:
+    """Return the first line that asks for the type of what is no tensor, but passed for one while it was traced."""
+    if not asked:
+        return None
+    types = _Types(meta, asked[0][0].graph)
+    with contextlib.suppress(Exception), torch.no_grad():  # what fails is explained elsewhere
+        types.run(image)
+    return next((line for node, line in asked if not issubclass(types.found.get(node, Tensor), Tensor)), None)
+
+
+def misled(module: nn.Module, line: Line) -> SpaceError:
+    """Return the refusal of a forward with such a line."""
+    return SpaceError(
+        f"The forward of {type(module).__name__!r} must be traceable by torch.fx, but {line} asks for the type of what "
+        f"is no tensor, and passes for one while it is traced: {QUESTION}."
+    )
+
+
+def copied(module: nn.Module, given: Mapping[int, object] | None = None) -> nn.Module:
+    """Return a copy of a module, where `given` are the copies of some of its tensors by id.
+
+    Raises:
+        SpaceError: it cannot be copied, and why.
+    """
+    try:
+        return copy.deepcopy(module, dict(given or {}))
+    except Exception as error:  # whatever the user's module raises when it is copied
+        raise _uncopied(module, given or {}) from error
+
+
+def _uncopied(module: nn.Module, given: Mapping[int, object]) -> SpaceError:
     """Return why a network cannot be copied, where the copies of its weights and buffers are `given`."""
     for path, inner in module.named_modules():
         if any(isinstance(hook, OLD_NORMS) for hook in inner._forward_pre_hooks.values()):
@@ -133,7 +210,7 @@ def uncopied(module: nn.Module, given: dict[int, object]) -> SpaceError:
     return SpaceError(f"A base must be copied by copy.deepcopy, but {name!r} cannot: let its __deepcopy__ return one.")
 
 
-def _copies(value: object, given: dict[int, object]) -> bool:
+def _copies(value: object, given: Mapping[int, object]) -> bool:
     try:
         copy.deepcopy(value, dict(given))
     except Exception:  # whatever the user's object raises when it is copied
@@ -175,7 +252,7 @@ def _fails(name: str, module: nn.Module, batch: Tensor, training: bool, wrong: E
     assert len(given) == 3
     sentence = f"The forward of {name} must accept a batch of shape {shape}, but: {raised(module, wrong)}"
     if not training and _runs(module, given, batch=2):
-        return SpaceError(f"{sentence}; it accepts two images, so let no squeeze take the axis of the batch.")
+        return SpaceError(f"{sentence}; it accepts two images: let it neither squeeze nor split the axis of the batch.")
     size = _size_that_runs(module, given, training)
     if size is None:
         return SpaceError(f"{sentence}; mend the forward.")
@@ -203,9 +280,9 @@ def _size_that_runs(module: nn.Module, given: Size, training: bool) -> Size | No
 
 def _runs(module: nn.Module, size: Size, batch: int = 1, training: bool = False) -> bool:
     """Whether a network answers images of a size, and in evaluation with logits."""
-    answers: list[object] = []
+    answers: list[Any] = []
     failed = _raised(module.train(training), torch.ones(batch, *size), answers) is not None
-    return not failed and (training or getattr(answers[0], "ndim", 0) == 2)
+    return not failed and (training or (getattr(answers[0], "ndim", 0) == 2 and len(answers[0]) == batch))
 
 
 def _held(module: nn.Module, meta: nn.Module, image: Tensor) -> str:

@@ -56,6 +56,7 @@ class Recorder(fx.Interpreter):
         self.fixed: list[Fixed] = []
         self.unread = {id(p): path for path, p in base.named_parameters()}
         self.read_in_training: set[int] = set()  # those of them that the other mode reads
+        self.running: fx.Node | None = None
         self._owners = Counter(id(p) for m in base.modules() for p in m.parameters(recurse=False))
         self._read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
         self._tuples: dict[fx.Node, list[Value]] = {}
@@ -66,6 +67,7 @@ class Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Return what a node computes, and record it."""
+        self.running = n
         entered = [(id(self.env[source]), _version(self.env[source])) for source in n.all_input_nodes]
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)

@@ -15,19 +15,38 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
 from bsconv_nas.space.trace_seed import seeded
-from bsconv_nas.space.trace_words import Line, Untraceable, is_foreign, running_line
+from bsconv_nas.space.trace_words import Line, Place, Untraceable, is_foreign, running_line, running_place
 
-__all__ = ["acts_as", "frozen", "in_mode", "reads_training", "symbolic_graph"]
+__all__ = ["Standin", "acts_as", "frozen", "in_mode", "reads_training", "symbolic_graph"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+TYPE_QUESTIONS = ("isinstance(", "is_tensor(", "torch.is_tensor(")
 REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
+
+
+class Standin(fx.Proxy):
+    """Stands for a value while tracing, and passes for a tensor where a forward asks for its type.
+
+    Its tracer has a list `asked` of the nodes and lines of such questions.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        code = sys._getframe(1).f_code
+        if is_foreign(code.co_filename) and code.co_name != "is_tensor":
+            return type(self)
+        line = running_line()
+        if line is None or not line.part.startswith(TYPE_QUESTIONS):  # torch's own functions ask too
+            return type(self)
+        self.tracer.asked.append((self.node, line))  # type: ignore[attr-defined]
+        return Tensor
 
 
 class _Tracer(fx.Tracer):
@@ -37,6 +56,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._leaves = leaves
         self.failed = ""
+        self.asked: list[tuple[fx.Node, Line]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the result of a node."""
+        return Standin(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         declared = any(fnmatch.fnmatchcase(module_qualified_name, pattern) for pattern in self._leaves)
@@ -51,33 +75,28 @@ class _Tracer(fx.Tracer):
 
 
 class Traced(NamedTuple):
-    """What a network computes; by path how its modules are used but by calls; the first line to ask for a type."""
+    """What a network computes.
+
+    `uses` tells by path how modules are used but by calls, `asked` of which values lines have asked for the type, and
+    `places` where each operation stands in the code.
+    """
 
     graph: fx.Graph
     uses: dict[str, str]
-    asks: Line | None
-
-
-class _Standin(fx.Proxy):
-    """Stands for a value while tracing, and notes which line asks for its type, as by isinstance."""
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[Any]:
-        if not is_foreign(sys._getframe(1).f_code.co_filename):
-            self.tracer.asks = self.tracer.asks or running_line()  # type: ignore[attr-defined]
-        return type(self)
+    asked: list[tuple[fx.Node, Line]]
+    places: dict[fx.Node, Place]
 
 
 class _Watcher(_Tracer):
     """Traces one network as it is called with one batch.
 
-    `uses` tells of modules what is done but to call them so, `asks` which line first asked for the type of a value.
+    `uses` tells of modules what is done but to call them so.
     """
 
     def __init__(self, root: nn.Module, leaves: Sequence[str]) -> None:
         super().__init__(leaves)
         self.uses: dict[str, str] = {}
-        self.asks: Line | None = None
+        self.places: dict[fx.Node, Place] = {}
         self._paths = {id(module): path for path, module in root.named_modules() if path}
         self._called: list[int] = []
         for path, module in root.named_modules():
@@ -96,8 +115,10 @@ class _Watcher(_Tracer):
             self._called.pop()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for the result of a node."""
-        return _Standin(node, self)
+        """Return what stands for the result of a node, and note where that was asked for."""
+        if place := running_place():
+            self.places[node] = place
+        return super().proxy(node)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with self._watched():
@@ -153,13 +174,26 @@ def symbolic_graph(module: nn.Module, leaves: Sequence[str] = (), training: bool
     Raises:
         SpaceError: its forward cannot be traced.
     """
-    tracer = _Watcher(module, leaves)
+    try:
+        return _traced(_Watcher(module, leaves), module, training)
+    except Untraceable as refused:
+        twin = _Watcher(module, leaves)
+        twin.proxy_buffer_attributes = True  # buffers take sizes of the batch then, but no questions
+        try:
+            return _traced(twin, module, training)
+        except Untraceable:
+            raise refused from None
+
+
+def _traced(tracer: _Watcher, module: nn.Module, training: bool) -> Traced:
     try:
         with in_mode(module, training):
-            return Traced(tracer.trace(module), tracer.uses, tracer.asks)
+            return Traced(tracer.trace(module), tracer.uses, tracer.asked, tracer.places)
     except Exception as error:  # whatever the user's forward raises under symbolic tracing
         mode, kind = " in training" if training else "", type(module.get_submodule(tracer.failed)).__name__
-        raise Untraceable(type(module).__name__, mode, tracer.failed, kind, error, tracer.asks) from error
+        refused = Untraceable(type(module).__name__, mode, tracer.failed, kind, error)
+        refused.asked = tracer.asked
+        raise refused from error
 
 
 @contextmanager

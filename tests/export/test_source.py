@@ -366,7 +366,7 @@ def within(module):
         (within(Large), r"at most 64 values .* but '1.0.table' has 65: register it as a persistent buffer"),
         (hooked, r"no forward hooks, but '0' has: remove them"),
         (tied, r"must not be shared .* but '0.weight' and '1.weight' are one: give each"),
-        (parametrised, r"'0' is no plain nn.Linear: remove the parametrization"),
+        (parametrised, r"'0' is no plain nn.Linear: undo what was changed since"),
         (lambda: nn.Linear(3, 3).half(), r"must be float32 .* but 'weight' is torch.float16: call float\(\)"),
     ],
 )

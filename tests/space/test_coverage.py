@@ -324,8 +324,8 @@ class Measuring(nn.Module):
 def test_what_cannot_be_traced_is_refused_with_its_line_and_the_way_out() -> None:
     law = (
         r"^The forward of 'Measuring' must be traceable by torch\.fx, but in 'inner\.0' \(Measured\) its line `.*` "
-        r"\(.*test_coverage\.py:\d+\) branches on .*: write sizes other than the batch's as numbers, or keep that module whole by "
-        r"base\.leaves = \['inner\.0'\]\.$"
+        r"\(.*test_coverage\.py:\d+\) branches on .*: write sizes other than the batch's as numbers, or keep that "
+        r"module whole by base\.leaves = \['inner\.0'\]\.$"
     )
     with pytest.raises(SpaceError, match=law):
         trace(Measuring(), (3, 8, 8))

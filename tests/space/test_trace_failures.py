@@ -212,6 +212,7 @@ class Answering(Plain):
         return self.answer(logits, features) if self.training else logits
 
 
+ALIKE = "let it answer there as in evaluation, by one row of logits for each image, or wrap"
 AUXILIARY = "turn auxiliary outputs off by the base's own argument for that, or wrap the network"
 
 
@@ -221,8 +222,8 @@ AUXILIARY = "turn auxiliary outputs off by the base's own argument for that, or 
         (lambda logits, features: {"logits": logits}, "dict", AUXILIARY),
         (lambda logits, features: (logits, logits), "tuple", AUXILIARY),
         (lambda logits, features: [logits, None], "list", AUXILIARY),
-        (lambda logits, features: features, r"\(1, 4\)", "let it answer there as in evaluation, or wrap"),
-        (lambda logits, features: logits.repeat(5, 1), r"\(5, 2\)", "write no number of images down where it reads"),
+        (lambda logits, features: features, r"\(1, 4\)", ALIKE),
+        (lambda logits, features: logits.repeat(5, 1), r"\(5, 2\)", ALIKE),
     ],
 )
 def test_a_forward_that_answers_otherwise_in_training_is_refused(

@@ -77,6 +77,18 @@ def on_device(self: Trunk, x: Tensor) -> Any:
     return good(self, x if x.device.type == "cpu" else x * 1.0)
 
 
+def on_axes(self: Trunk, x: Tensor) -> Any:
+    return good(self, x if x.ndim == 4 else x[None])
+
+
+def on_batch(self: Trunk, x: Tensor) -> Any:
+    return good(self, x if x.shape[0] > 1 else x * 1.0)
+
+
+def counted(self: Trunk, x: Tensor) -> Any:
+    return good(self, sum(x for _ in range(x.shape[0])))
+
+
 def write(self: Trunk, x: Tensor) -> Any:
     x = x.clone()
     x[:, 0] = 0
@@ -91,21 +103,31 @@ def to_numpy(self: Trunk, x: Tensor) -> Any:
     return good(self, torch.from_numpy(x.numpy()))
 
 
+PARTS = "index its parts one by one, but compute for all images at once"
+UNKNOWN = "let it not depend on a tensor's size or value"
 SIZES, VALUES = "write sizes other than the batch's as numbers", "take out what depends on the values of tensors"
 FOLLOWED = [
     (branch_on_values, "return good(self, x) if x.mean() > 0 else good(self, -x)", "branches on", VALUES),
     (branch_on_sizes, "if x.shape[2] > 16:", "branches on", SIZES),
     (while_on_sizes, "while x.size(2) > 16:", "branches on", SIZES),
-    (walk, "for part in x.chunk(3, 1)", "loops over a tensor or its sizes", SIZES),
-    (numbered, "enumerate(x.chunk(3, 1))", "loops over a tensor or its sizes", SIZES),
-    (star, "x.reshape(1, *x.shape[1:])", "loops over a tensor or its sizes", SIZES),
+    (walk, "for part in x.chunk(3, 1)", "loops over a tensor or its sizes", PARTS),
+    (numbered, "enumerate(x.chunk(3, 1))", "loops over a tensor or its sizes", PARTS),
+    (star, "x.reshape(1, *x.shape[1:])", "loops over a tensor or its sizes", PARTS),
     (to_int, "kept = int(x.size(1) * 1.0)", "makes a number of a tensor's size or value", SIZES),
-    (length, "len(x)", "takes the length of a tensor", "take its shape[0]"),
+    (length, "len(x)", "takes the length of a tensor", "write it as a number, or take shape[0]"),
     (count, "for i in range(x.size(1)):", "counts up to", SIZES),
     (largest, "max(x.size(1), 3)", "calls `max` with what is known only when the network runs", SIZES),
     (member, "x.size(1) in (3, 4)", "looks for a tensor's size or value", SIZES),
     (lookup, "{3: 1.0}[x.size(1)]", "needs what is known only when the network runs", SIZES),
-    (on_device, 'x.device.type == "cpu"', "asks where a tensor lies or of which type", "take that question out"),
+    (
+        on_device,
+        'x.device.type == "cpu"',
+        "asks for a tensor's device, type or number of axes",
+        "take that question out",
+    ),
+    (on_axes, "x.ndim == 4", "asks for a tensor's device, type or number of axes", "take that question out"),
+    (on_batch, "x.shape[0] > 1", "branches on", "let it not depend on the number of images"),
+    (counted, "range(x.shape[0])", "counts up to", "let it not depend on the number of images"),
     (write, "x[:, 0] = 0", "writes into a part of a tensor", "join parts by torch.cat or multiply by a mask"),
     (three_channels, "assert x.shape[1] == 3", "checks a tensor's size or value", "take that check out"),
     (zeros, "torch.zeros(x.size(0), 3, 32, 32)", "calls `torch.zeros` with", "let a tensor make it, as x.new_zeros("),
@@ -242,9 +264,27 @@ def unflattened() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(64, 10))
 
 
+class OneImage(Trunk):
+    """Runs on one image of 224 pixels, as the number of images is written down."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.maps(x).view(64, -1))
+
+
+def test_logits_of_other_images_are_refused() -> None:
+    assert refusal(OneImage(98)).endswith(
+        "but returned (64, 10): flatten and classify each image, or wrap the network."
+    )
+
+
 @pytest.mark.parametrize(
     ("network", "advised"),
     [
+        (lambda: OneImage(6050), None),
         (large, (3, 224, 224)),
         (lambda: spoiled(only_in_training), (3, 64, 64)),
         (digits, (1, 28, 28)),
@@ -343,7 +383,7 @@ def test_what_takes_the_axis_of_the_batch_is_named() -> None:
         "axes of the image."
     )
     assert " away by view: keep that axis, by flatten(1), say." in refusal(spoiled(flat))
-    assert "; it accepts two images, so let no squeeze take the axis of the batch." in refusal(
+    assert "; it accepts two images: let it neither squeeze nor split the axis of the batch." in refusal(
         spoiled(squeeze_and_fail)
     )
     for way_out in (lambda y: y.flatten(1), lambda y: y.squeeze((2, 3))):
