@@ -271,8 +271,8 @@ class _Network:
             kind = type(model.get_submodule(path)).__name__
             raise SpaceError(
                 f"{self._name} must be trained whole, but {left[0]!r} ({kind}) gets no gradient in {IDLE} passes: see "
-                f"{_line(self.model, path)}; call the layer by the attribute that holds it, or let its parameters have "
-                "requires_grad = False."
+                f"{_line(self.model, path)}; let the answer in training depend on it, by the attribute that holds it, "
+                "or let its parameters have requires_grad = False."
             )
 
     def _unlearned(self, model: nn.Module) -> list[str]:

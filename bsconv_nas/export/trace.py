@@ -30,8 +30,8 @@ class _Tracer(fx.Tracer):
         self.asked: list[tuple[fx.Node, Line]] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for the result of a node."""
-        return Standin(node, self)
+        """Return what stands for the result of a node; what a caller hands over may be a list, as in a DenseNet."""
+        return fx.Proxy(node, self) if node.op == "placeholder" else Standin(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

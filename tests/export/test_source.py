@@ -257,6 +257,36 @@ def test_bare_tensors_keep_their_kinds():
     assert torch.equal(model.weights, network.weights)
 
 
+class Asking(nn.Module):
+    """Asks of its own values whether they are tensors, which they are."""
+
+    def forward(self, x):
+        y = x * 2
+        return y + 1 if isinstance(y, torch.Tensor) else y
+
+
+class Joining(nn.Module):
+    """Takes a list of tensors, as the layers of a DenseNet."""
+
+    def forward(self, parts):
+        return torch.cat([parts] if isinstance(parts, torch.Tensor) else parts, 1)
+
+
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.join, self.ask = nn.Conv2d(3, 4, 1), Joining(), Asking()
+
+    def forward(self, x):
+        return self.ask(self.join([x, self.first(x)]))
+
+
+def test_what_asks_for_types_becomes_source_that_answers_alike():
+    network = Growing().eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(rebuilt(write_source(network), network)(x), network(x))
+
+
 class Silent(nn.Module):
     """Its train returns nothing, as that of many a hand-written block."""
 

@@ -238,3 +238,11 @@ def test_a_hook_whose_closure_holds_the_network_is_named() -> None:
     )
     other, network = Trunk(), Trunk()
     assert trace(listening(network, lambda layer, given, answer: other.train() and None), SIZE).num_classes == 10
+
+
+def test_a_forward_that_an_object_was_given_is_refused() -> None:
+    network = Trunk()
+    network.b.forward = network.a.forward  # type: ignore[method-assign]
+    assert refusal(network).startswith(
+        "A base must compute by the forward of its class, but 'b' has been given another"
+    )
