@@ -129,16 +129,16 @@ def _recorded(
 def _check_plain(module: nn.Module) -> None:
     """Refuse what is around or instead of a module and hides its layers, or its forward."""
     for path, inner in module.named_modules():
-        if "forward" in vars(inner):
-            raise SpaceError(
-                f"A base must compute by the forward of its class, but {path or type(module).__name__!r} has been "
-                "given another: write that as the forward of a class."
-            )
         wrapper = next((cls.__name__ for cls in type(inner).__mro__ if cls.__name__ in WRAPPERS), None)
         if wrapper is not None:
             raise SpaceError(
                 f"A base must show its layers, but {repr(path) if path else 'it'} is a {wrapper}: hand over "
                 f"{WRAPPERS[wrapper]}."
+            )
+        if "forward" in vars(inner):
+            raise SpaceError(
+                f"A base must compute by the forward of its class, but {path or type(module).__name__!r} has been "
+                "given another: write that as the forward of a class."
             )
 
 
