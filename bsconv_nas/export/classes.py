@@ -101,7 +101,7 @@ def module_class(module: nn.Module, children: tuple[str, ...], path: str) -> Mod
     for name, value in module._buffers.items():
         if value is not None:
             tensors.append((name, "constant" if name in transient else "buffer"))
-    if type(module).forward is nn.Module.forward:
+    if getattr(module.forward, "__func__", None) is nn.Module.forward:
         return ModuleClass(base, children, tuple(tensors), None)
     written = forward(module, path)
     for name in written.constants:

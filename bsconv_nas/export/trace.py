@@ -29,6 +29,11 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.asked: list[tuple[fx.Node, Line]] = []
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a module's forward, which may be another of its methods."""
+        self.traced_func_name = root.forward.__name__
+        return super().trace(root, concrete_args)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for the result of a node; what a caller hands over may be a list, as in a DenseNet."""
         return fx.Proxy(node, self) if node.op == "placeholder" else Standin(node, self)
@@ -52,8 +57,8 @@ class _Tracer(fx.Tracer):
 
 def _required(module: nn.Module) -> list[str]:
     """Return the names of the parameters that every call of `module.forward` gives."""
-    params = inspect.signature(type(module).forward).parameters.values()
-    named = [param for param in list(params)[1:] if param.default is param.empty]
+    params = inspect.signature(module.forward).parameters.values()
+    named = [param for param in params if param.default is param.empty]
     if any(param.kind is param.VAR_POSITIONAL for param in named):
         raise ExportError(
             f"A forward must name all that it takes to become source, but that of {type(module).__name__!r} takes "

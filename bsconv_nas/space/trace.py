@@ -73,7 +73,7 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
             f"{tuple(image.shape)}, but returned {_shape_or_type(result)}"
             f"{f', {taken}' if taken else ': flatten and classify each image, or wrap the network'}."
         )
-    if recorder.unread or reads_training(type(module)):  # training may compute something else
+    if recorder.unread or reads_training(module):  # training may compute something else
         training, answer = _recorded(module, meta, leaves, image, recorder)
         _check_training(module, answer, result.shape)
         training.fix_what_is_new(recorder)
@@ -135,7 +135,8 @@ def _check_plain(module: nn.Module) -> None:
                 f"A base must show its layers, but {repr(path) if path else 'it'} is a {wrapper}: hand over "
                 f"{WRAPPERS[wrapper]}."
             )
-        if "forward" in vars(inner):
+        given = vars(inner).get("forward")  # of an object; one of its own methods is copied with it
+        if given is not None and (not path or getattr(given, "__self__", None) is not inner):
             raise SpaceError(
                 f"A base must compute by the forward of its class, but {path or type(module).__name__!r} has been "
                 "given another: write that as the forward of a class."
@@ -255,7 +256,7 @@ def _uncalled(module: nn.Module, recorder: Recorder) -> list[Fixed]:
 
 
 def _whole(root: nn.Module, leaf: str) -> str:
-    why = ", as it computes something else in training" if reads_training(type(root.get_submodule(leaf))) else ""
+    why = ", as it computes something else in training" if reads_training(root.get_submodule(leaf)) else ""
     return f"inside {leaf}, which is kept whole{why}"
 
 

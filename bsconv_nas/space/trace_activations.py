@@ -131,7 +131,7 @@ def _graph(owner: nn.Module) -> fx.Graph | None:
     """Return the graph of a module's own forward, or None where its trace may not be all that it computes."""
     hooks = any(found for name, found in vars(owner).items() if name.endswith("_hooks"))
     takes = inspect.signature(type(owner).forward).parameters
-    if hooks or len(takes) != 2:
+    if hooks or len(takes) != 2 or "forward" in vars(owner):
         return None
     graphs = []
     for training in (True, False):

@@ -206,6 +206,8 @@ class Recorder(fx.Interpreter):
         What may be replaced may have no other use than to be called: its stand-in has other attributes.
         """
         own, kind = dict(module.named_parameters()), acts_as(module)
+        if "forward" in vars(module):
+            return "has a forward of its own"
         if module._forward_hooks or module._forward_pre_hooks:
             return "has hooks"
         if parametrize.is_parametrized(module):

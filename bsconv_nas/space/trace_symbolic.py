@@ -225,7 +225,7 @@ def _stays_whole(module: nn.Module) -> bool:
     """Whether a module derives from a layer of torch, or computes something else in training than in evaluation."""
     if _torch_layer(type(module)) is not None:
         return True
-    return reads_training(type(module)) and not _is_same_in_training(module)
+    return reads_training(module) and not _is_same_in_training(module)
 
 
 def _is_same_in_training(module: nn.Module) -> bool:
@@ -240,9 +240,9 @@ def _is_same_in_training(module: nn.Module) -> bool:
         return calls == _calls(module, training=True) and not draws.any
 
 
-def reads_training(kind: type[nn.Module]) -> bool:
-    """Return whether the forward of a class asks for a mode; its code is asked, as not every class has a text."""
-    return "training" in _names(getattr(kind.forward, "__code__", None))
+def reads_training(module: nn.Module) -> bool:
+    """Return whether the forward of a module asks for a mode; its code is asked, as not all has a text."""
+    return "training" in _names(getattr(module.forward, "__code__", None))
 
 
 def _names(code: CodeType | None) -> set[str]:

@@ -246,3 +246,21 @@ def test_a_forward_that_an_object_was_given_is_refused() -> None:
     assert refusal(network).startswith(
         "A base must compute by the forward of its class, but 'b' has been given another"
     )
+
+
+class Choosing(nn.Module):
+    """Chooses one of its own methods, as blocks of timm do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.forward = self.twice  # type: ignore[method-assign]
+
+    def twice(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(F.relu(self.conv(x))))
+
+
+def test_a_block_may_choose_its_forward_among_its_methods() -> None:
+    network = Trunk()
+    network.b = nn.Sequential(network.b, Choosing())  # type: ignore[assignment]
+    nas.SearchSpace.from_module(network, input_size=SIZE, operators=["regular", "dsc"], widths=[0.5, 1.0]).check()
