@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.errors import ExportError, SpaceError, described
 from bsconv_nas.export.probe import disturb, images
@@ -26,7 +25,7 @@ from bsconv_nas.space.base import Base
 from bsconv_nas.space.extremes import extremes
 from bsconv_nas.space.table import Architecture
 from bsconv_nas.space.trace_failures import copied, raised
-from bsconv_nas.space.trace_record import multiply_adds
+from bsconv_nas.space.trace_record import flop_counts, multiply_adds
 from bsconv_nas.space.trace_seed import seeded
 from bsconv_nas.training.guard import StridedPointwiseGuard
 
@@ -138,6 +137,7 @@ class _Network:
     def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
         self._space, self._architecture = space, architecture
         self._costs = space.cost(architecture)
+        self._is_base = architecture == space.table.base
         self._name = f"Network {architecture.key} of this space"
         self._is_small = all(getattr(self._costs, column) <= most for column, most in REAL.items())
         self.model = space.build(architecture).cpu() if self._is_small else _without_values(space, architecture)
@@ -153,9 +153,8 @@ class _Network:
         yield from self._run_training()
         yield from self._compare_export()
 
-    def _copy(self, device: str = "") -> nn.Module:
-        model = copied(self.model)
-        return model.to(device) if device else model
+    def _copy(self) -> nn.Module:
+        return copied(self.model)
 
     def _row(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self._architecture.indices, dtype=np.int64)
@@ -174,7 +173,7 @@ class _Network:
     def _compare_macs(self) -> None:
         """Refuse another count; what is computed once for a batch, and is less than that, is counted for one image."""
         for batch in (BATCH, 1):
-            flops = self._counted(batch)
+            flops = flop_counts(self.model, (batch, *self._space.input_size))
             done = multiply_adds(flops.get("Global", {}))
             if done == batch * self._costs.macs:
                 return
@@ -186,14 +185,6 @@ class _Network:
             f"{self._name} must do the {self._costs.macs:,} multiply-adds an image that the table counts, but does "
             f"{done // batch:,}{where}."
         )
-
-    def _counted(self, batch: int) -> Mapping[str, Mapping[Any, int]]:
-        """Return torch's counts by the class and path of each module."""
-        model = self._copy("meta").eval().requires_grad_(False)  # torch's counter takes no views of what learns
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(batch, *self._space.input_size, device="meta"))
-        flops: dict[str, dict[Any, int]] = counter.get_flop_counts()
-        return flops
 
     def _where(self, column: str, found: Callable[[str], int]) -> str:
         """Return at which layer the table and the network differ first, if one layer's own does, and a way out."""
@@ -212,11 +203,8 @@ class _Network:
     def _way_to_count(self, path: str) -> str:
         owner = _owner(self.model, path)
         whole = f", or keep it whole by base.leaves = [{owner!r}]" if owner else ""
-        is_base = self._architecture == self._space.table.base
-        alike = (
-            "the same layers in every network" if not is_base else "its layers whatever type and attributes values have"
-        )
-        return f"let {_line(self.model, path)} call {alike}{whole}"
+        own, others = "its layers whatever type and attributes values have", "the same layers in every network"
+        return f"let {_line(self.model, path)} call {own if self._is_base else others}{whole}"
 
     def _has(self, path: str) -> bool:
         return any(path == name for name, _ in self.model.named_modules(remove_duplicate=False))
@@ -238,7 +226,7 @@ class _Network:
 
     def _way_to_run(self) -> str:
         """Return what helps a network that does not run: the base does, on one image."""
-        if self._architecture == self._space.table.base:
+        if self._is_base:
             return "let it compute for any number of images as for one"
         return "call layers by the attributes that hold them, and write no number of channels down in the forward"
 

@@ -25,7 +25,7 @@ def torch_class(module: nn.Module) -> type[nn.Module] | None:
 
     It is the module's class or the nearest torch.nn parent of which the subclass overrides nothing that computes.
     """
-    own: set[str] = set()
+    own: set[str] = {"forward"} & vars(module).keys()  # an object's own
     for cls in type(module).__mro__:
         if cls is nn.Module:
             return None

@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from bsconv_nas.errors import ExportError
-from bsconv_nas.space.trace_symbolic import Standin
-from bsconv_nas.space.trace_words import Line, last_line
+from bsconv_nas.space.trace_symbolic import ForwardTracer
+from bsconv_nas.space.trace_words import last_line
 
 __all__ = ["trace"]
 
@@ -20,23 +20,19 @@ __all__ = ["trace"]
 UNTRACEABLE = (TraceError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, NameError, AssertionError)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ForwardTracer):
     """Traces one module: children are leaves, required parameters become placeholders, others keep their defaults."""
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, is_network: bool = False) -> None:
         super().__init__()
-        self.asked: list[tuple[fx.Node, Line]] = []
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Return the graph of a module's forward, which may be another of its methods."""
-        self.traced_func_name = root.forward.__name__
-        return super().trace(root, concrete_args)
+        self._is_network = is_network
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for the result of a node; what a caller hands over may be a list, as in a DenseNet."""
-        return fx.Proxy(node, self) if node.op == "placeholder" else Standin(node, self)
+        """Return what stands for a value; what is handed to an inner module may be a list, as in a DenseNet."""
+        is_tensor = node.op != "placeholder" or self._is_network
+        return super().proxy(node) if is_tensor else fx.Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -91,7 +87,7 @@ def trace(module: nn.Module, path: str) -> tuple[fx.Graph, fx.Graph | None]:
 def _graph(module: nn.Module, path: str) -> fx.Graph:
     before, buffers = dict(vars(module)), dict(module._buffers)
     try:
-        return _Tracer().trace(module)
+        return _Tracer(is_network=not path).trace(module)
     except UNTRACEABLE as error:
         line = last_line(error)
         does = f"{line} {line.deed()[0]}" if line else "it needs what is known only when the network runs"

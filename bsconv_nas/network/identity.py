@@ -6,7 +6,6 @@ another network. Its answers decide whether it is the same one; the graph says w
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import platform
@@ -17,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.errors import first_line
 from bsconv_nas.network.answers import answers
 from bsconv_nas.network.build import instantiate
 from bsconv_nas.network.graph_lines import graph_lines, state_lines
 from bsconv_nas.space.base import Base
+from bsconv_nas.space.trace_record import flop_counts
 from bsconv_nas.space.trace_seed import seeded
 
 __all__ = ["first_difference", "identity"]
@@ -87,13 +86,11 @@ def _too_large(module: nn.Module, input_size: tuple[int, int, int]) -> str:
 
 def _multiply_adds(module: nn.Module, input_size: tuple[int, int, int]) -> float:
     """Return about how many multiply-adds the layers with kernels have for an image, without computing any."""
-    meta = copy.deepcopy(module).to("meta").eval().requires_grad_(False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            meta(torch.empty(1, *input_size, device="meta"))
+        flops = flop_counts(module, (1, *input_size))
     except Exception:  # a forward that makes tensors may refuse this device: a network like others then
         return 0.0
-    return float(counter.get_total_flops()) / 2
+    return sum(flops.get("Global", {}).values()) / 2
 
 
 def first_difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:

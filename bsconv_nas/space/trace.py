@@ -60,9 +60,7 @@ def trace(module: nn.Module, input_size: tuple[int, int, int], leaves: Sequence[
     check_shapes(module)
     check_hooks(module)
     _check_type(module)
-    copied = _without_values(module)
-    _check_mode(copied)
-    meta = with_own_activations(copied)
+    meta = with_own_activations(_in_evaluation(_without_values(module)))
     _check_leaves(meta, leaves)
     image = torch.empty(1, *input_size, dtype=torch.float32, device="meta")
     recorder, result = _recorded(module, meta, leaves, image)
@@ -87,11 +85,11 @@ def _check_training(module: nn.Module, answer: Any, shape: torch.Size) -> None:
         return
     raise SpaceError(
         f"The forward of {type(module).__name__!r} must return logits of shape {tuple(shape)} in training too, but "
-        f"returned {_shape_or_type(answer)}: {_other_answer(module, answer, shape)}."
+        f"returned {_shape_or_type(answer)}: {_other_answer(module, answer)}."
     )
 
 
-def _other_answer(module: nn.Module, answer: Any, shape: torch.Size) -> str:
+def _other_answer(module: nn.Module, answer: Any) -> str:
     """Return what helps where a forward answers otherwise in training."""
     alone = "wrap the network so that it returns its logits alone"
     if not isinstance(answer, torch.Tensor):
@@ -153,13 +151,14 @@ def _check_type(module: nn.Module) -> None:
         )
 
 
-def _check_mode(module: nn.Module) -> None:
-    """Put a copy of the base into evaluation, and refuse a base that could not be handed on in a mode."""
+def _in_evaluation(module: nn.Module) -> nn.Module:
+    """Return a copy of the base in evaluation; refuse a base that could not be handed on in a mode."""
     if module.eval() is not module:
         raise SpaceError(
             f"The train of a base must return the base, as nn.Module's does, but that of {type(module).__name__!r} "
             "does not: end it by `return self`."
         )
+    return module
 
 
 def _without_values(module: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,12 +65,18 @@ def check_hooks(module: nn.Module) -> None:
     own = {*module.modules()}
     for path, inner in module.named_modules():
         for hook in (*inner._forward_hooks.values(), *inner._forward_pre_hooks.values()):
-            cells = getattr(hook, "__closure__", None) or ()
-            if any(isinstance(cell.cell_contents, nn.Module) and cell.cell_contents in own for cell in cells):
+            if any(held in own for held in _modules_in_closure(hook)):
                 raise SpaceError(
                     f"A base must be copied with its hooks, but one of {path!r} ({type(inner).__name__}) holds the "
                     "network in a closure, which copies share: let the forward keep what the hook keeps."
                 )
+
+
+def _modules_in_closure(function: object) -> Iterator[nn.Module]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a cell may be empty
+            if isinstance(cell.cell_contents, nn.Module):
+                yield cell.cell_contents
 
 
 def check_types(path: str, layer: nn.Module, value: object) -> None:

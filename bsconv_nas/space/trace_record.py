@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsconv_nas.space.graph import Fixed
-from bsconv_nas.space.trace_failures import check_types
+from bsconv_nas.space.trace_failures import check_types, copied
 from bsconv_nas.space.trace_rules import (
     ACTIVATIONS,
     FUNCTION_RULES,
@@ -29,7 +29,7 @@ from bsconv_nas.space.trace_rules import (
 from bsconv_nas.space.trace_symbolic import acts_as
 from bsconv_nas.space.trace_values import Rule, Value, Variables, Visit
 
-__all__ = ["Recorder", "label", "multiply_adds"]
+__all__ = ["Recorder", "flop_counts", "label", "multiply_adds"]
 
 # The multiply-adds of convolutions and linear layers, as torch calls them below its modules.
 COUNTED = frozenset({torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm})
@@ -216,6 +216,19 @@ class Recorder(fx.Interpreter):
             return self.uses[path]
         shared = any(self._owners[id(p)] > 1 for p in own.values())
         return "has weights that others use too" if shared or path in self._read or own.keys() - OWN else ""
+
+
+def flop_counts(module: nn.Module, shape: tuple[int, ...]) -> Mapping[str, Mapping[Any, int]]:
+    """Return torch's own counts by the class and path of each module, for a batch of a shape, in evaluation.
+
+    A copy runs on the meta device, without weights that ask for a gradient: torch's counter takes no views of those.
+    """
+    meta = copied(module).to("meta").requires_grad_(False)
+    meta.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        meta(torch.empty(*shape, device="meta"))
+    flops: dict[str, dict[Any, int]] = counter.get_flop_counts()
+    return flops
 
 
 def multiply_adds(flops: Mapping[Any, int]) -> int:

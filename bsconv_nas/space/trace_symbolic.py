@@ -22,7 +22,7 @@ from bsconv_nas.space.trace_rules import NORMS, PER_CHANNEL_MODULES
 from bsconv_nas.space.trace_seed import seeded
 from bsconv_nas.space.trace_words import Line, Place, Untraceable, is_foreign, running_line, running_place
 
-__all__ = ["Standin", "acts_as", "frozen", "in_mode", "reads_training", "symbolic_graph"]
+__all__ = ["ForwardTracer", "acts_as", "frozen", "in_mode", "reads_training", "symbolic_graph"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 NORM_STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -31,11 +31,31 @@ REGISTRIES = vars(nn.Module()).keys()
 Calls = list[tuple[Any, ...]]
 
 
-class Standin(fx.Proxy):
-    """Stands for a value while tracing, and passes for a tensor where a forward asks for its type.
+class ForwardTracer(fx.Tracer):
+    """Traces the forward that a module has, also where it chose another of its methods.
 
-    Its tracer has a list `asked` of the nodes and lines of such questions.
+    `asked` notes of which values lines have asked for the type.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[fx.Node, Line]] = []
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a module's forward."""
+        if chosen := vars(root).get("forward"):
+            self.traced_func_name = chosen.__name__
+        return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for the result of a node."""
+        return _Standin(node, self)
+
+
+class _Standin(fx.Proxy):
+    """Stands for a value while tracing, and passes for a tensor where a forward asks for its type."""
+
+    tracer: ForwardTracer
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Any]:
@@ -45,22 +65,17 @@ class Standin(fx.Proxy):
         line = running_line()
         if line is None or not line.part.startswith(TYPE_QUESTIONS):  # torch's own functions ask too
             return type(self)
-        self.tracer.asked.append((self.node, line))  # type: ignore[attr-defined]
+        self.tracer.asked.append((self.node, line))
         return Tensor
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ForwardTracer):
     """Traces one network; `failed` is the innermost module in which that failed."""
 
     def __init__(self, leaves: Sequence[str] = ()) -> None:
         super().__init__()
         self._leaves = leaves
         self.failed = ""
-        self.asked: list[tuple[fx.Node, Line]] = []
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for the result of a node."""
-        return Standin(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         declared = any(fnmatch.fnmatchcase(module_qualified_name, pattern) for pattern in self._leaves)

@@ -17,14 +17,14 @@ class Variables:
 
     Attributes:
         layers: by path, what a layer with weights reads and writes at each of its calls.
-        stiff: the paths of layers that are also called where they could not follow.
+        fixed_layers: the paths of layers that are also called where they could not follow.
     """
 
     parent: list[int] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     reason: list[str] = field(default_factory=list)
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
-    stiff: set[str] = field(default_factory=set)
+    fixed_layers: set[str] = field(default_factory=set)
 
     def new(self, channels: int, reason: str = "") -> int:
         """Return a new variable."""
@@ -96,20 +96,20 @@ class Visit:
 
     def layer(self, reads: int, writes: Callable[[], int]) -> int:
         """Return the output variable of a layer with weights, the same at each of its calls."""
-        layers, is_stiff = self.variables.layers, self.path in self.variables.stiff
-        if self.path in layers or is_stiff:
+        layers, is_fixed = self.variables.layers, self.path in self.variables.fixed_layers
+        if self.path in layers or is_fixed:
             self.fields["shared"] = True
         if self.path not in layers:
             layers[self.path] = reads, writes()
         before, after = layers[self.path]
         self.variables.tie(before, reads)
-        if is_stiff:
+        if is_fixed:
             self.fix_layer()
         return after
 
     def fix_layer(self) -> None:
         """Fix what the called layer reads and writes at its other calls: at this one it could not follow."""
-        self.variables.stiff.add(self.path)
+        self.variables.fixed_layers.add(self.path)
         for variable in self.variables.layers.get(self.path, ()):
             self.variables.fix(variable, f"enters or leaves {self.label}")
 

@@ -54,7 +54,7 @@ BATCH_SIZE = re.compile(r"\b(shape\[0\]|size\(0\))")
 SIZE = re.compile(r"\.(shape|size\(|numel\()")
 PROPERTY = re.compile(r"\.(device|dtype|is_cuda|requires_grad|ndim\b|dim\(\))")
 LOOPS = ("GET_ITER", "FOR_ITER", "LIST_EXTEND", "SET_UPDATE", "UNPACK_SEQUENCE", "UNPACK_EX", "CALL_FUNCTION_EX")
-# By the beginning of an instruction's name: what the line does, and a way out where it is another than `SIZES`.
+# By the beginning of an instruction's name: what the line does, and a way out.
 DEEDS = {
     ("POP_JUMP", "JUMP_IF", "UNARY_NOT", "TO_BOOL"): ("branches on a tensor's size or value", SIZES),
     ("CONTAINS_OP",): ("looks for a tensor's size or value in a collection", SIZES),

@@ -287,6 +287,27 @@ def test_what_asks_for_types_becomes_source_that_answers_alike():
     assert torch.equal(rebuilt(write_source(network), network)(x), network(x))
 
 
+def undecorated(function):
+    def wrapper(self, x):
+        return function(self, x)
+
+    return wrapper
+
+
+class Wrapped(nn.Module):
+    """Its forward has another name."""
+
+    @undecorated
+    def forward(self, x):
+        return x * 2
+
+
+def test_a_forward_may_be_wrapped_by_a_function_of_another_name():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Wrapped()).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(rebuilt(write_source(network), network)(x), network(x))
+
+
 class Silent(nn.Module):
     """Its train returns nothing, as that of many a hand-written block."""
 

@@ -159,11 +159,13 @@ def test_a_network_of_another_type_is_told_to_become_float(name: str) -> None:
 
 def test_images_are_float32_whatever_torch_makes_by_default() -> None:
     network = Plain()
+    expected = trace(network, SIZE)
     torch.set_default_dtype(torch.float64)
     try:
-        trace(network, SIZE)
+        found = trace(network, SIZE)
     finally:
         torch.set_default_dtype(torch.float32)
+    assert found == expected
 
 
 TYPES = {"double": "float64", "half": "float16", "bfloat16": "bfloat16"}

@@ -1,5 +1,7 @@
 """A way out that a refusal names is one: the forward is mended as it says, and traced."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bsconv_nas as nas
+from bsconv_nas.check import Check
 from bsconv_nas.space.trace import trace
+
+
+def proved(network: nn.Module) -> Check:
+    """Return the check of the space of a network, which has found no difference."""
+    space = nas.SearchSpace.from_module(network, input_size=SIZE, operators=["regular", "dsc"], widths=[0.5, 1.0])
+    found = space.check()
+    assert len(found.networks) > 2
+    return found
 
 
 def masked(self: Trunk, x: Tensor) -> Any:
@@ -95,7 +106,7 @@ def measured_by_shape(self: Trunk, x: Tensor) -> Any:
 )
 def test_a_forward_that_is_mended_as_told_becomes_a_space(forward: Any, way_out: str, mended: Any) -> None:
     assert refusal(spoiled(forward)).endswith(way_out)
-    nas.SearchSpace.from_module(spoiled(mended), input_size=SIZE, operators=["regular", "dsc"]).check()
+    proved(spoiled(mended))
 
 
 class Silent(Trunk):
@@ -114,7 +125,7 @@ class Returning(Silent):
 
 def test_a_base_whose_train_returns_nothing_is_told_what_to_return() -> None:
     assert refusal(Silent()).endswith("but that of 'Silent' does not: end it by `return self`.")
-    nas.SearchSpace.from_module(Returning(), input_size=SIZE, operators=["regular", "dsc"]).check()
+    assert proved(Returning()).unchecked == ()
 
 
 class Reading(Trunk):
@@ -171,7 +182,7 @@ def checked(self: Trunk, x: Tensor) -> Any:
 
 
 def test_a_tensor_is_one_while_it_is_traced() -> None:
-    nas.SearchSpace.from_module(spoiled(checked), input_size=SIZE, operators=["regular", "dsc"]).check()
+    assert proved(spoiled(checked)).unchecked == ()
 
 
 def checked_and_looping(self: Trunk, x: Tensor) -> Any:
@@ -211,7 +222,7 @@ class Positioned(Trunk):
 
 
 def test_a_buffer_is_expanded_to_the_number_of_images() -> None:
-    nas.SearchSpace.from_module(Positioned(), input_size=SIZE, operators=["regular", "dsc"]).check()
+    assert proved(Positioned()).unchecked == ()
 
 
 def two_images(self: Trunk, x: Tensor) -> Any:
@@ -263,4 +274,69 @@ class Choosing(nn.Module):
 def test_a_block_may_choose_its_forward_among_its_methods() -> None:
     network = Trunk()
     network.b = nn.Sequential(network.b, Choosing())  # type: ignore[assignment]
-    nas.SearchSpace.from_module(network, input_size=SIZE, operators=["regular", "dsc"], widths=[0.5, 1.0]).check()
+    assert proved(network).unchecked == ()
+    assert {node.path for node in trace(network, SIZE).nodes if node.place} >= {"b.1.conv"}
+
+
+class Doubled(nn.Conv2d):
+    """A convolution that chose what is none."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8, 3, padding=1)
+        self.forward = self.twice  # type: ignore[method-assign]
+
+    def twice(self, x: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self, nn.Conv2d.forward(self, x))
+
+
+class Dropping(nn.Module):
+    """Chose a forward that learns more in training than its class's forward shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.forward = self.both  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def both(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.other(x) if self.training else self.conv(x)
+
+
+@pytest.mark.parametrize(
+    ("block", "fixed"),
+    [
+        (Doubled, {"b.1": "has a forward of its own"}),
+        (
+            Dropping,
+            dict.fromkeys(
+                ("b.1.conv", "b.1.other"),
+                "inside b.1, which is kept whole, as it computes something else in training",
+            ),
+        ),
+    ],
+)
+def test_what_a_chosen_forward_computes_is_what_is_counted(block: type[nn.Module], fixed: dict[str, str]) -> None:
+    network = Trunk()
+    network.b = nn.Sequential(network.b, block())  # type: ignore[assignment]
+    named = {entry.name.removeprefix("conv."): entry.reason for entry in trace(network, SIZE).fixed}
+    assert fixed.items() <= named.items()
+    proved(network)
+
+
+def early_hooks() -> Iterator[Callable[..., None]]:
+    def hook(*call: Any) -> None:
+        with contextlib.suppress(NameError):
+            seen.append(call)
+
+    yield hook
+    seen: list[Any] = []
+
+
+def test_a_hook_whose_closure_is_not_filled_yet_is_no_obstacle() -> None:
+    hooks = early_hooks()
+    hook = next(hooks)
+    with pytest.raises(ValueError, match="empty"):
+        _ = hook.__closure__[0].cell_contents  # type: ignore[index]
+    assert trace(listening(Trunk(), hook), SIZE).num_classes == 10
