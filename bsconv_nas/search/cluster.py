@@ -40,6 +40,7 @@ SOCKET_ROOM = 70  # bytes that Ray appends to its temporary folder in socket pat
 PREFIX = "bsn-"  # of scratch folders; a short one, for the sockets
 LOCK = "lock"  # in a scratch folder, held while its session lives
 PATIENCE = 5.0  # seconds for Ray's last processes to end by themselves
+QUIET = 0.15  # seconds without one: a process that has just been started shows no environment for a moment
 MARK = "BSCONV_NAS_SCRATCH"  # in the environment of every process of a session
 
 
@@ -286,10 +287,11 @@ def _remove(scratch: Path, patience: float = PATIENCE) -> None:
 
     Processes that have not ended by themselves after `patience` [s] are killed.
     """
-    deadline = time.monotonic() + patience
-    while (left := _processes(scratch)) and time.monotonic() < deadline + PATIENCE:
-        if time.monotonic() >= deadline:
-            for process in left:
+    begun = seen = time.monotonic()
+    while (now := time.monotonic()) < seen + QUIET and now < begun + patience + PATIENCE:
+        for process in _processes(scratch):
+            seen = time.monotonic()
+            if now >= begun + patience:
                 _kill(process, scratch)
         time.sleep(0.05)
     for folder in scratch.glob("*/"):  # what is big first: the lock lets others finish what is broken off here

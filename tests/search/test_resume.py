@@ -169,6 +169,16 @@ def test_the_processes_of_a_killed_session_are_ended_and_no_others(temporary: Pa
         assert not scratch.exists()
 
 
+def test_a_process_that_is_just_being_started_is_not_missed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between fork and exec the kernel shows no environment: what the first look finds then is nothing."""
+    scratch, look, looks = killed_session(temporary), cluster._processes, [[]]
+    monkeypatch.setattr(cluster, "_processes", lambda folder: looks.pop() if looks else look(folder))
+    with sleeper(scratch) as starting:
+        cluster.sweep()
+        assert starting.wait(timeout=60) == -signal.SIGKILL
+        assert not scratch.exists()
+
+
 def test_a_removal_that_was_broken_off_is_finished_by_the_next_session(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
