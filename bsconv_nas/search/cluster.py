@@ -216,6 +216,7 @@ def _settings(scratch: Path) -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         MARK: str(scratch),
+        "SPT_NOENV": "1",  # or Ray's agents write their titles over the environment that shows whose they are
         "PYTHONPATH": _importable(),
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -139,10 +139,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @contextlib.contextmanager
-def sleeper(scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a process that seems to be of the session in `scratch`."""
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(3600)"]
-    environment = {**os.environ, cluster.MARK: str(scratch)}
+def sleeper(scratch: Path, first: str = "pass") -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process that seems to be of the session in `scratch`, and has done something `first`."""
+    command = [sys.executable, "-c", f"import time; {first}; print(flush=True); time.sleep(3600)"]
+    environment = cluster._settings(scratch) | os.environ  # titles are written over what comes first
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # its environment is its own from now on
@@ -166,6 +166,15 @@ def test_the_processes_of_a_killed_session_are_ended_and_no_others(temporary: Pa
         cluster.sweep()
         assert late.wait(timeout=60) == -signal.SIGKILL
         assert other.poll() is None
+        assert not scratch.exists()
+
+
+def test_a_process_that_has_changed_its_title_is_not_missed(temporary: Path) -> None:
+    """Ray's agents do so as soon as they run; the place for a title goes on into the environment."""
+    titled = "import ray; ray._raylet.setproctitle('ray::Agent')"
+    with sleeper(scratch := killed_session(temporary), titled) as agent:
+        cluster.sweep()
+        assert agent.wait(timeout=60) == -signal.SIGKILL
         assert not scratch.exists()
 
 
